@@ -1,0 +1,155 @@
+"""How good a reconstruction is. Every function gives one number a member and says which range its input has.
+
+Computed tomography is scored on the window of −1000 to 1000 HU mapped to [0, 1] (`window`) with data_range = 1, errors in HU
+without any window. No function rescales a reconstruction to its reference.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreinv.problem import Problem
+
+
+def window(hu: Tensor, low: float = -1000.0, high: float = 1000.0) -> Tensor:
+    """Map a window of Hounsfield units to [0, 1] and clip what lies outside.
+
+    Args:
+        hu: any shape [HU].
+        low, high: ends of the window [HU].
+    """
+    if not low < high:
+        raise ValueError(f"window: low must be below high, got {low} and {high}")
+    return ((hu - low) / (high - low)).clamp(0, 1)
+
+
+def psnr(x: Tensor, ref: Tensor, data_range: float) -> Tensor:
+    """Peak signal-to-noise ratio, 10 log₁₀(data_range² / mean (x − ref)²) [dB]; nothing is clipped.
+
+    Args:
+        x, ref: (*batch, H, W) in the same unit; for CT the output of `window`.
+        data_range: largest minus smallest possible value; 1 for the output of `window`.
+
+    Returns:
+        (*batch,), infinite for equal images.
+    """
+    _check("psnr", x, ref, data_range)
+    mse = (x.double() - ref.double()).square().mean((-2, -1))
+    return 10 * torch.log10(data_range**2 / mse)
+
+
+def ssim(x: Tensor, ref: Tensor, data_range: float) -> Tensor:
+    """Structural similarity with Gaussian weights, 11 x 11, σ = 1.5, population covariance (Wang et al. 2004,
+    doi:10.1109/TIP.2003.819861), by scikit-image; its mean leaves out a border of 5 pixels.
+
+    Args:
+        x, ref: (*batch, H, W) in the same unit, H and W at least 11; for CT the output of `window`.
+        data_range: largest minus smallest possible value; 1 for the output of `window`.
+
+    Returns:
+        (*batch,).
+    """
+    return _ssim(x, ref, data_range, gaussian=True)
+
+
+def ssim_uniform(x: Tensor, ref: Tensor, data_range: float) -> Tensor:
+    """Structural similarity as LoDoPaB-CT's tables have it: uniform 7 x 7 window, sample covariance (scikit-image's default).
+
+    Args:
+        x, ref: (*batch, H, W) in the same unit, H and W at least 7.
+        data_range: largest minus smallest possible value. Those tables use max(ref) − min(ref) of each image.
+
+    Returns:
+        (*batch,).
+    """
+    return _ssim(x, ref, data_range, gaussian=False)
+
+
+def rmse_hu(hu: Tensor, ref_hu: Tensor) -> Tensor:
+    """Root mean square error [HU], not clipped: (*batch, H, W) in HU -> (*batch,)."""
+    _check("rmse_hu", hu, ref_hu, 1.0)
+    return (hu.double() - ref_hu.double()).square().mean((-2, -1)).sqrt()
+
+
+def chi_squared(problem: Problem, x: Tensor) -> Tensor:
+    """Misfit to the data, ‖(A x − y) / σ‖² / m with m the number of data; about 1 when x explains them down to the noise.
+
+    Noise-free members (σ = 0) have no χ²: for them it is the relative residual ‖A x − y‖ / ‖y‖ that is returned.
+
+    Args:
+        problem: data and noise.
+        x: (*lead, *batch, *A.in_shape) in the operator's unit; `lead` may be the samples that a method returns.
+
+    Returns:
+        (*lead, *batch).
+
+    Raises:
+        ValueError: a member's noise is zero for some data and positive for others.
+    """
+    y, dims = problem.y.double(), tuple(range(-len(problem.A.out_shape), 0))
+    residual = problem.A(x).double() - y
+    std = torch.as_tensor(problem.noise_std, device=y.device, dtype=y.dtype).expand(y.shape)
+    exact = (std == 0).all(dims[0]) if len(dims) == 1 else (std == 0).flatten(dims[0]).all(-1)
+    if ((std == 0).flatten(dims[0]).any(-1) & ~exact).any():
+        raise ValueError("chi_squared: noise_std is zero for some data of a member and positive for others")
+    misfit = (residual / torch.where(std == 0, 1.0, std)).square().mean(dims)
+    relative = residual.square().sum(dims).sqrt() / y.square().sum(dims).sqrt()
+    return torch.where(exact, relative, misfit)
+
+
+def coverage(samples: Tensor, truth: Tensor, level: float) -> Tensor:
+    """Share of pixels whose true value lies in the central interval that the samples give for it; `level` if calibrated.
+
+    The ends are the quantiles (1 ± level) / 2 in Weibull's definition (position q (n + 1) among n sorted draws), because then the
+    interval between two draws holds one more draw of the same law with exactly the stated probability, however few they are.
+
+    Args:
+        samples: (n, *batch, H, W), any unit.
+        truth: (*batch, H, W), in the same unit.
+        level: between 0 and 1; 0.9 needs at least 19 draws.
+
+    Returns:
+        (*batch,).
+
+    Raises:
+        ValueError: too few draws for that level.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"coverage: level must lie between 0 and 1, got {level}")
+    if samples.shape[1:] != truth.shape:
+        raise ValueError(f"coverage: expected samples (n, {tuple(truth.shape)}), got {tuple(samples.shape)}")
+    needed = math.ceil(2 / (1 - level) - 1e-9) - 1
+    if samples.shape[0] < needed:
+        raise ValueError(f"coverage: level {level} needs at least {needed} samples, got {samples.shape[0]}")
+    ordered = samples.sort(0).values
+    low, high = _order_statistic(ordered, (1 - level) / 2), _order_statistic(ordered, (1 + level) / 2)
+    return ((truth >= low) & (truth <= high)).double().mean((-2, -1))
+
+
+def _order_statistic(ordered: Tensor, q: float) -> Tensor:
+    """The quantile q of draws sorted along the first dimension, in Weibull's definition."""
+    n = ordered.shape[0]
+    position = min(max(q * (n + 1) - 1, 0.0), n - 1.0)
+    k = min(int(position), n - 2)
+    return torch.lerp(ordered[k], ordered[k + 1], position - k)
+
+
+def _ssim(x: Tensor, ref: Tensor, data_range: float, *, gaussian: bool) -> Tensor:
+    from skimage.metrics import structural_similarity
+
+    _check("ssim", x, ref, data_range)
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False} if gaussian else {}
+    a, b = (t.detach().cpu().double().reshape(-1, *t.shape[-2:]).numpy() for t in (x, ref))
+    values = [structural_similarity(i, j, data_range=data_range, **settings) for i, j in zip(a, b, strict=True)]
+    return torch.from_numpy(np.array(values)).reshape(x.shape[:-2])
+
+
+def _check(name: str, x: Tensor, ref: Tensor, data_range: float) -> None:
+    if x.shape != ref.shape or x.ndim < 2:
+        raise ValueError(f"{name}: expected two tensors (*batch, H, W) of one shape, got {tuple(x.shape)} and {tuple(ref.shape)}")
+    if not data_range > 0:
+        raise ValueError(f"{name}: data_range must be positive, got {data_range}")

@@ -1,0 +1,72 @@
+"""A name -> the class that it stands for: built-in ones first, then entry points of installed packages.
+
+A package adds an operator in its pyproject.toml:
+
+    [project.entry-points."scoreinv.operators"]
+    my_blur = "my_package:MyBlur"
+
+and a method in the group `scoreinv.methods`. Files and command lines hold names, never import paths.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "operators": {
+        "fan_beam_ct": "scoreinv.operators.ct:FanBeamCT",
+        "grayscale": "scoreinv.operators.grayscale:Grayscale",
+        "masking": "scoreinv.operators.masking:Masking",
+        "parallel_beam_ct": "scoreinv.operators.ct:ParallelBeamCT",
+    },
+    "methods": {
+        "cgls": "scoreinv.baselines.iterative:CGLS",
+        "fbp": "scoreinv.baselines.fbp:FBP",
+        "fista_tv": "scoreinv.baselines.fista:FistaTV",
+        "fista_wavelet": "scoreinv.baselines.fista:FistaWavelet",
+        "proximal": "scoreinv.posterior.proximal:Proximal",
+        "sirt": "scoreinv.baselines.iterative:SIRT",
+        "song_exact": "scoreinv.posterior.song:SongExact",
+        "song_faithful": "scoreinv.posterior.song:SongFaithful",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind ("operators" or "methods"), sorted."""
+    return sorted(set(BUILT_IN[kind]) | {e.name for e in entry_points(group=f"scoreinv.{kind}")})
+
+
+def get(kind: str, name: str) -> Any:
+    """The class with that name.
+
+    Raises:
+        ValueError: there is none; names the nearest one.
+    """
+    if name in BUILT_IN[kind]:
+        module, _, attribute = BUILT_IN[kind][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    for entry in entry_points(group=f"scoreinv.{kind}", name=name):
+        return entry.load()
+    near = difflib.get_close_matches(name, names(kind), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no {kind[:-1]} is named {name!r}.{hint} Known: {', '.join(names(kind))}")
+
+
+def name_of(kind: str, cls: type) -> str:
+    """The name under which a class is known.
+
+    Raises:
+        ValueError: it has none, so it cannot be written to a file.
+    """
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    for name, target in BUILT_IN[kind].items():
+        if target == path:
+            return name
+    for entry in entry_points(group=f"scoreinv.{kind}"):
+        if entry.value == path:
+            return entry.name
+    raise ValueError(f"{cls.__qualname__} has no name among the {kind}: add an entry point to the group scoreinv.{kind}")

@@ -1,0 +1,64 @@
+"""A prior on disk: `NAME.safetensors` (weights) beside `NAME.json` (network, training data, licences, figures).
+
+Nothing in either file is executed: the JSON holds constructor arguments of `UNetConfig` and plain facts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from scoreinv.files.atomic import replacing
+from scoreinv.priors.network import EDMDenoiser, UNetConfig
+
+FORMAT = "scoreinv-prior-1"
+
+
+def save_prior(model: EDMDenoiser, path: str | Path, card: dict[str, Any], *, half: bool = True) -> None:
+    """Write `path` (.safetensors) and its JSON card; with `half` the weights are stored as float16."""
+    path = Path(path)
+    dtype = torch.float16 if half else torch.float32
+    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
+    full = {"format": FORMAT, "network": model.config.to_dict(), **card, "sha256": checksum(path)}
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+
+
+def load_prior(path: str | Path) -> tuple[EDMDenoiser, dict[str, Any]]:
+    """Read weights and card; the network comes back in float32, in evaluation mode, without gradients.
+
+    Raises:
+        FileNotFoundError: the weights or the card are missing.
+        ValueError: the file is a pickle, is damaged, or was not written by `save_prior`.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path}: a prior is a .safetensors file with a .json card beside it, got {path.suffix or 'no suffix'!r}; "
+            "pickled checkpoints (.pt, .pth, .ckpt, .pkl) can run code when opened and are not read: load yours where "
+            "you trust it and write it again with scoreinv.priors.save_prior"
+        )
+    card_path = path.with_suffix(".json")
+    for needed in (path, card_path):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed}: no such file (a prior is NAME.safetensors with NAME.json beside it)")
+    card = json.loads(card_path.read_text(encoding="utf-8"))
+    if card.get("format") != FORMAT:
+        raise ValueError(f"{card_path}: expected format {FORMAT!r}, got {card.get('format')!r}")
+    if card.get("sha256", checksum(path)) != checksum(path):
+        raise ValueError(f"{path}: checksum differs from its card's; the file is damaged or the two do not belong together")
+    model = EDMDenoiser(UNetConfig.from_dict(card["network"]))
+    model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    return model.eval().requires_grad_(False), card
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,90 @@
+"""The one interface of all priors: D(x, σ) = E[x₀ | x = x₀ + σ n], and the adapters that bring others to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoreinv.priors.network import EDMDenoiser
+
+
+class Denoiser(Protocol):
+    """A prior, or a posterior made from one: both are the mean of x₀ given x = x₀ + σ n."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x (batch, *image_shape), sigma a scalar or (batch,) in the unit of x; the result is shaped like x."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaled:
+    """A denoiser of u, used on x = shift + scale u: noise levels are given in the unit of x.
+
+    For CT, shift = scale = μ_water turns a prior of u = HU / 1000 into one of attenuation in 1/mm.
+    """
+
+    denoiser: Denoiser
+    shift: float
+    scale: float
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.shift + self.scale * self.denoiser((x - self.shift) / self.scale, sigma / self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPrior:
+    """The network on images (batch, H, W) of any size: padded by reflection to the multiple it needs, then cropped.
+
+    Attributes:
+        model: the network, with one channel.
+        bfloat16: evaluate in bfloat16 (worth it where the processor has matrix instructions for it).
+        chunk: images evaluated at once; the result does not depend on it.
+    """
+
+    model: EDMDenoiser
+    bfloat16: bool = False
+    chunk: int = 4
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if x.ndim != 3:
+            raise ValueError(f"NetworkPrior: expected images (batch, H, W), got shape {tuple(x.shape)}")
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        images = pad_to_multiple(x.float(), self.model.config.multiple)[:, None].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+            parts = [self.model(i, s) for i, s in zip(images.split(self.chunk), sigma.split(self.chunk), strict=True)]
+        return torch.cat(parts)[:, 0, : x.shape[-2], : x.shape[-1]].to(x.dtype)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """x (batch, H, W) with rows and columns reflected (repeated, where there are too few) at the bottom and right."""
+    for dim in (-1, -2):
+        n = -x.shape[dim] % multiple
+        while n:
+            take = min(n, x.shape[dim] - 1) or 1
+            index = torch.arange(x.shape[dim] - 1 - take, x.shape[dim] - 1, device=x.device).clamp(min=0).flip(0)
+            x = torch.cat([x, x.index_select(dim, index)], dim=dim)
+            n -= take
+    return x
+
+
+class Counted:
+    """A denoiser that counts how many images it has evaluated: `n_evaluations` is the honest cost of a method."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.n_evaluations = denoiser, 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.n_evaluations += x.shape[0]
+        return self.denoiser(x, sigma)
+
+    @property
+    def scale(self) -> float:
+        return scale_of(self.denoiser)
+
+
+def scale_of(prior: Denoiser) -> float:
+    """Size of one unit of the prior's own coordinate in the unit of its images: μ_water for a CT prior, 1 for others."""
+    return float(getattr(prior, "scale", 1.0))

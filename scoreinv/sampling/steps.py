@@ -1,0 +1,171 @@
+"""Steps from one noise level to the next, on the coordinate x = x₀ + σ n (variance exploding, n ~ N(0, I)).
+
+Every step has the signature `step(denoise, x, sigma, sigma_next, rngs) -> x at sigma_next`, with D = denoise(x, sigma):
+
+    score             S = (D − x) / σ²
+    noise estimate    ε̂ = (x − D) / σ = −σ S
+    probability flow  dx/dσ = ε̂
+    reverse SDE       dx = −2 σ S dσ + √(2 σ) dw
+
+`denoise` is a prior or a posterior made from one: a step knows nothing about data. `rngs` holds one generator for each
+member of the batch, so that a member's draw does not depend on its mates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from scoreinv.priors.denoiser import Denoiser
+from scoreinv.streams import normal
+
+Step = Callable[[Denoiser, Tensor, Tensor, Tensor, Sequence[Generator]], Tensor]
+"""(denoise, x (batch, *image_shape), sigma, sigma_next, rngs) -> x at sigma_next."""
+
+Constraint = Callable[[Tensor, Tensor, Sequence[Generator]], Tensor]
+"""(x, sigma, rngs) -> x, moved towards what is known about an image with noise of that level."""
+
+
+def euler(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
+    """One Euler step of the probability flow, order 1; equals DDIM with eta = 0 (Song et al. 2020, arXiv:2010.02502)."""
+    slope = (x - denoise(x, sigma)) / sigma
+    return x + (sigma_next - sigma) * slope
+
+
+def heun(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
+    """One step of Heun's method on the probability flow, order 2, two evaluations; a step to 0 is Euler's.
+
+    Karras et al. 2022, arXiv:2206.00364, algorithm 1.
+    """
+    slope = (x - denoise(x, sigma)) / sigma
+    end = x + (sigma_next - sigma) * slope
+    if sigma_next == 0:
+        return end
+    slope_at_end = (end - denoise(end, sigma_next)) / sigma_next
+    return x + (sigma_next - sigma) * (slope + slope_at_end) / 2
+
+
+def reverse_diffusion(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
+    """Reverse-diffusion predictor, order 1 in distribution: x + (σ² − σ'²) S + √(σ² − σ'²) z.
+
+    A step to 0 keeps noise of standard deviation σ: finish with `denoise(x, sigma)`. Song et al. 2021, arXiv:2011.13456,
+    algorithm 2.
+    """
+    variance = sigma**2 - sigma_next**2
+    score = (denoise(x, sigma) - x) / sigma**2
+    return x + variance * score + variance.sqrt() * normal(rngs, x)
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """x' = D + √(σ'² − c²) ε̂ + c z with c = η σ' √(1 − σ'² / σ²): the DDIM family.
+
+    η = 0 is `euler`; η = 1 is ancestral sampling, exact in distribution where x₀ given x is certain. Song, Meng, Ermon 2020,
+    arXiv:2010.02502, eqs. 12 and 16.
+
+    Attributes:
+        eta: share of fresh noise, in [0, 1].
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"Ancestral: eta must lie in [0, 1], got {self.eta}")
+
+    def __call__(
+        self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+    ) -> Tensor:
+        clean = denoise(x, sigma)
+        fresh = self.eta * sigma_next * (1 - (sigma_next / sigma) ** 2).clamp(min=0).sqrt()
+        kept = (sigma_next**2 - fresh**2).clamp(min=0).sqrt()
+        x = clean + kept * (x - clean) / sigma
+        return x + fresh * normal(rngs, x) if self.eta > 0 else x
+
+
+class DPMSolver2M:
+    """DPM-Solver++(2M): order 2 on the probability flow with one evaluation a step; remembers the last D.
+
+        h = ln(σ / σ'),  r = h_last / h,  D̃ = (1 + 1/2r) D − (1/2r) D_last,  x' = (σ'/σ) x + (1 − σ'/σ) D̃
+
+    The first step and a step to 0 are of order 1 (equal to `euler`). A call that does not go on where the last one ended
+    starts afresh, so one instance can serve several runs after each other. Lu et al. 2022, arXiv:2211.01095, algorithm 2.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float, Tensor] | None = None
+
+    def __call__(
+        self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+    ) -> Tensor:
+        clean = extrapolated = denoise(x, sigma)
+        s, s_next = float(sigma), float(sigma_next)
+        if self._last is not None and s_next > 0 and self._last[1] == s and self._last[2].shape == x.shape:
+            s_last, _, clean_last = self._last
+            r = math.log(s_last / s) / math.log(s / s_next)
+            extrapolated = clean + (clean - clean_last) / (2 * r)
+        self._last = (s, s_next, clean) if s_next > 0 else None
+        ratio = sigma_next / sigma
+        return ratio * x + (1 - ratio) * extrapolated
+
+
+@dataclass(frozen=True)
+class Langevin:
+    """Langevin corrector at the level sigma (sigma_next is not looked at): x + ε S + √(2ε) z, ε = 2 (snr ‖z‖ / ‖S‖)².
+
+    Norms are of each member of the batch, unlike in the original, where they are averages over the batch and an image's step
+    depends on its mates. Song et al. 2021, arXiv:2011.13456, algorithm 4.
+
+    Attributes:
+        snr: signal-to-noise ratio ‖ε S‖ / ‖√(2ε) z‖ of a step.
+        n_steps: number of steps, an evaluation each.
+    """
+
+    snr: float
+    n_steps: int = 1
+
+    def __call__(
+        self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+    ) -> Tensor:
+        for _ in range(self.n_steps):
+            score = (denoise(x, sigma) - x) / sigma**2
+            z = normal(rngs, x)
+            step_size = 2 * (self.snr * _norm(z) / _norm(score)) ** 2
+            x = x + step_size * score + (2 * step_size).sqrt() * z
+        return x
+
+
+@dataclass(frozen=True)
+class PredictorCorrector:
+    """The corrector at sigma, then the predictor from sigma to sigma_next, the order of the original code.
+
+    Song et al. 2021, arXiv:2011.13456, algorithm 1.
+    """
+
+    predictor: Step
+    corrector: Step
+
+    def __call__(
+        self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+    ) -> Tensor:
+        x = self.corrector(denoise, x, sigma, sigma, rngs)
+        return self.predictor(denoise, x, sigma, sigma_next, rngs)
+
+
+def constrained(step: Step, constrain: Constraint) -> Step:
+    """The step that first applies a constraint at sigma."""
+
+    def constrained_step(
+        denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+    ) -> Tensor:
+        return step(denoise, constrain(x, sigma, rngs), sigma, sigma_next, rngs)
+
+    return constrained_step
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each member of a batch, shaped to broadcast."""
+    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,193 @@
+"""Iterative solvers for batches: every norm and inner product is one member's own, never the batch's.
+
+    cg      M x = b with M symmetric positive (semi-)definite: Hestenes & Stiefel 1952, doi:10.6028/jres.049.044
+    cgls    min ‖W^½ (A x − y)‖²: CG on AᵀW A x = AᵀW y without forming it (Björck 1996, algorithm 7.4.1)
+
+A member that has converged stays where it is while the others go on, so that a batch gives what its members give alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from scoreinv.linop import LinearOperator
+from scoreinv.problem import Problem
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ of every member: (batch, *shape) -> (batch,)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def like(per_member: Tensor, x: Tensor) -> Tensor:
+    """Numbers of shape (batch,) shaped to multiply x (batch, *shape)."""
+    return per_member.reshape(-1, *[1] * (x.ndim - 1))
+
+
+@torch.no_grad()
+def cg(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x0: Tensor | None = None,
+    *,
+    max_iterations: int,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Solve M x = b by conjugate gradients.
+
+    Args:
+        apply: x -> M x on (batch, *shape), symmetric positive (semi-)definite, member by member.
+        b: (batch, *shape).
+        x0: start; zero without one.
+        max_iterations: at most so many applications of M (one more for the first residual, if x0 is given).
+        tolerance: a member is done when ‖b − M x‖ <= tolerance ‖b‖.
+
+    Returns:
+        x, shaped like b; not differentiable.
+
+    Raises:
+        ValueError: max_iterations or tolerance is negative, or x0 is not shaped like b.
+    """
+    _check(max_iterations, tolerance, b, x0)
+    if x0 is None:
+        x, r = torch.zeros_like(b), b.clone()
+    else:
+        x, r = x0.clone(), b - apply(x0)
+    p, rr = r, inner(r, r)
+    goal = tolerance**2 * inner(b, b)
+    for _ in range(max_iterations):
+        active = rr > goal
+        if not active.any():
+            break
+        q = apply(p)
+        pq = inner(p, q)
+        active &= pq > 0  # rounding, or a direction in the null space: no step can help this member
+        alpha = like(_ratio(rr, pq, active), x)
+        x = x + alpha * p
+        r = r - alpha * q
+        rr, previous = torch.where(active, inner(r, r), 0), rr
+        p = torch.where(like(active, p), r + like(_ratio(rr, previous, active), p) * p, p)
+    return x
+
+
+def cgls(
+    A: LinearOperator,
+    y: Tensor,
+    x0: Tensor | None = None,
+    *,
+    max_iterations: int,
+    tolerance: float = 0.0,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Least squares, min ‖W^½ (A x − y)‖², by conjugate gradients; stopped early it regularises.
+
+    Args:
+        A: the operator.
+        y: (batch, *A.out_shape).
+        x0: start; zero without one. What lies in A's null space stays as it is in the start.
+        max_iterations: at most so many applications of A and Aᵀ.
+        tolerance: a member is done when ‖AᵀW (y − A x)‖ <= tolerance ‖AᵀW y‖.
+        weights: W's diagonal, broadcast to y, not negative; 1 without.
+
+    Returns:
+        (batch, *A.in_shape); not differentiable.
+
+    Raises:
+        ValueError: max_iterations or tolerance is negative, or x0 is not of the shape (batch, *A.in_shape).
+    """
+    x = y.new_zeros(y.shape[0], *A.in_shape) if x0 is None else x0
+    for x in cgls_iterates(A, y, x0, max_iterations=max_iterations, tolerance=tolerance, weights=weights):  # noqa: B007
+        pass
+    return x
+
+
+@torch.no_grad()
+def cgls_iterates(
+    A: LinearOperator,
+    y: Tensor,
+    x0: Tensor | None = None,
+    *,
+    max_iterations: int,
+    tolerance: float = 0.0,
+    weights: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """The iterates 1, 2, ... of `cgls`, ended early when every member is done."""
+    root = None if weights is None else weights.sqrt()
+    s0 = A.H(y if weights is None else weights * y)
+    _check(max_iterations, tolerance, s0, x0)
+    x = torch.zeros_like(s0) if x0 is None else x0.clone()
+    r = _times(root, y if x0 is None else y - A(x0))
+    s = s0 if x0 is None else A.H(_times(root, r))
+    p, ss = s, inner(s, s)
+    goal = tolerance**2 * inner(s0, s0)
+    for _ in range(max_iterations):
+        active = ss > goal
+        if not active.any():
+            return
+        q = _times(root, A(p))
+        qq = inner(q, q)
+        active &= qq > 0
+        alpha = _ratio(ss, qq, active)
+        x = x + like(alpha, x) * p
+        r = r - like(alpha, r) * q
+        s = A.H(_times(root, r))
+        ss, previous = torch.where(active, inner(s, s), 0), ss
+        p = torch.where(like(active, p), s + like(_ratio(ss, previous, active), p) * p, p)
+        yield x
+
+
+def noise_weights(problem: Problem) -> tuple[Tensor | None, Tensor]:
+    """Statistical weights of the data and the noise that they are relative to, for a problem with one batch dimension.
+
+    The log-likelihood is −½ Σ wᵢ (A x − y)ᵢ² / σ² with σ the smallest noise of the member and w = (σ / σᵢ)² <= 1.
+
+    Returns:
+        w (batch, *A.out_shape), None where the noise is uniform; σ (batch,), 0 for noise-free members.
+
+    Raises:
+        ValueError: some data of a member are noise-free and others are not, so that no weights exist.
+    """
+    y, std = problem.y, torch.as_tensor(problem.noise_std, device=problem.y.device, dtype=problem.y.dtype)
+    if std.ndim == 0:
+        return None, std.expand(y.shape[0])
+    std = std.expand(y.shape)
+    least, most = std.flatten(1).amin(1), std.flatten(1).amax(1)
+    if ((least == 0) & (most > 0)).any():
+        raise ValueError("noise_std is zero for some data of a member and positive for others: give those a small positive value")
+    if bool((least == most).all()):
+        return None, least
+    sigma = like(least, y)
+    return torch.where(sigma > 0, (sigma / std) ** 2, 1.0), least
+
+
+@functools.lru_cache(maxsize=64)
+def mean_column_square(A: LinearOperator, probes: int = 8) -> float:
+    """‖A‖_F² / n, the mean over pixels of what one pixel's squared trace in the data sums to; remembered.
+
+    For CT it is proportional to the number of views and hardly depends on the size of the image, unlike ‖A‖². Estimated as
+    E‖A z‖² with random signs z from a fixed seed (Hutchinson 1989); exact for operators that keep pixels apart.
+    """
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randint(2, (probes, *A.in_shape), generator=rng).float() * 2 - 1
+    with torch.no_grad():
+        return float(A(z).double().square().sum() / z.numel())
+
+
+def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
+    """a / b where wanted, 0 elsewhere (also for 0 / 0)."""
+    return torch.where(where, a / torch.where(where, b, 1), 0)
+
+
+def _times(w: Tensor | None, y: Tensor) -> Tensor:
+    return y if w is None else w * y
+
+
+def _check(max_iterations: int, tolerance: float, b: Tensor, x0: Tensor | None) -> None:
+    if max_iterations < 0 or tolerance < 0:
+        raise ValueError(f"max_iterations and tolerance must not be negative, got {max_iterations} and {tolerance}")
+    if x0 is not None and x0.shape != b.shape:
+        raise ValueError(f"x0 must have the shape {tuple(b.shape)}, got {tuple(x0.shape)}")

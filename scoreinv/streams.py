@@ -1,0 +1,21 @@
+"""Independent random streams, one a member of a batch, so that a draw does not depend on the draws beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+
+def split(rng: Generator, n: int) -> list[Generator]:
+    """n generators seeded from one; the first k of them are the same for every n >= k."""
+    seeds = [int(torch.randint(2**62, (), generator=rng)) for _ in range(n)]
+    return [Generator().manual_seed(seed) for seed in seeds]
+
+
+def normal(rngs: Sequence[Generator], like: Tensor) -> Tensor:
+    """Standard normal noise shaped like a batch; member k comes from stream k, whatever the device."""
+    if len(rngs) != like.shape[0]:
+        raise ValueError(f"normal: {like.shape[0]} members need as many streams, got {len(rngs)}")
+    return torch.stack([torch.randn(like.shape[1:], generator=g, dtype=torch.float32) for g in rngs]).to(like)
