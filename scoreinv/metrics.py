@@ -150,6 +150,8 @@ def _ssim(x: Tensor, ref: Tensor, data_range: float, *, gaussian: bool) -> Tenso
 
 def _check(name: str, x: Tensor, ref: Tensor, data_range: float) -> None:
     if x.shape != ref.shape or x.ndim < 2:
-        raise ValueError(f"{name}: expected two tensors (*batch, H, W) of one shape, got {tuple(x.shape)} and {tuple(ref.shape)}")
+        raise ValueError(
+            f"{name}: expected two tensors (*batch, H, W) of one shape, got {tuple(x.shape)} and {tuple(ref.shape)}"
+        )
     if not data_range > 0:
         raise ValueError(f"{name}: data_range must be positive, got {data_range}")

@@ -44,13 +44,17 @@ def get(kind: str, name: str) -> Any:
     """The class with that name.
 
     Raises:
-        ValueError: there is none; names the nearest one.
+        ValueError: there is none, with the nearest name, or its package cannot be imported.
     """
     if name in BUILT_IN[kind]:
         module, _, attribute = BUILT_IN[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     for entry in entry_points(group=f"scoreinv.{kind}", name=name):
-        return entry.load()
+        try:
+            return entry.load()
+        except Exception as error:  # a plugin may fail in any way
+            where = f"the {kind[:-1]} {name!r} is registered as {entry.value}"
+            raise ValueError(f"{where}, which cannot be imported: {error!r}") from error
     near = difflib.get_close_matches(name, names(kind), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no {kind[:-1]} is named {name!r}.{hint} Known: {', '.join(names(kind))}")
@@ -66,7 +70,9 @@ def name_of(kind: str, cls: type) -> str:
     for name, target in BUILT_IN[kind].items():
         if target == path:
             return name
+    package = cls.__module__.partition(".")[0]
     for entry in entry_points(group=f"scoreinv.{kind}"):
-        if entry.value == path:
+        # The entry point may name another module of the package that the class is imported into.
+        if entry.value == path or (entry.value.partition(":")[0].partition(".")[0] == package and entry.load() is cls):
             return entry.name
     raise ValueError(f"{cls.__qualname__} has no name among the {kind}: add an entry point to the group scoreinv.{kind}")

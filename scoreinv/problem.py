@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,10 +32,16 @@ class Problem:
     def __post_init__(self) -> None:
         n = len(self.A.out_shape)
         if tuple(self.y.shape[self.y.ndim - n :]) != self.A.out_shape:
-            raise ValueError(f"Problem: {type(self.A).__name__} gives data (*batch, {self.A.out_shape}), y has shape {tuple(self.y.shape)}")
+            expected = ", ".join(map(str, self.A.out_shape))
+            raise ValueError(
+                f"Problem: {type(self.A).__name__} gives data (*batch, {expected}), y has shape {tuple(self.y.shape)}"
+            )
         std = torch.as_tensor(self.noise_std)
         if not torch.isfinite(std).all() or (std < 0).any():
             raise ValueError("Problem: noise_std must be finite and not negative")
+        sides = zip(reversed(std.shape), reversed(self.y.shape), strict=False)
+        if std.ndim > self.y.ndim or any(k not in (1, m) for k, m in sides):
+            raise ValueError(f"Problem: noise_std {tuple(std.shape)} does not broadcast to y {tuple(self.y.shape)}")
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -78,8 +85,8 @@ def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: fl
         rng: source of the noise.
         relative_noise: 0.005 is the half per cent usual for CT; 0 gives noise-free data.
     """
-    if relative_noise < 0:
-        raise ValueError(f"simulate: relative_noise must not be negative, got {relative_noise}")
+    if not 0 <= relative_noise < math.inf:
+        raise ValueError(f"simulate: relative_noise must be finite and not negative, got {relative_noise}")
     y = A(x)
     if relative_noise == 0:
         return Problem(A, y, 0.0, x)
@@ -94,8 +101,8 @@ def simulate_counts(A: LinearOperator, x: Tensor, rng: Generator, *, photons: fl
 
     The noise is given as the standard deviation that post-log data have to first order, 1 / √N.
     """
-    if photons <= 0:
-        raise ValueError(f"simulate_counts: photons must be positive, got {photons}")
+    if not 0 < photons < math.inf:
+        raise ValueError(f"simulate_counts: photons must be positive and finite, got {photons}")
     expected = photons * torch.exp(-A(x).double())
     counts = torch.poisson(expected.cpu(), generator=rng).to(x.device)
     y, std = from_counts(counts, photons)

@@ -35,4 +35,5 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
         return iterable
     from tqdm import tqdm
 
-    return tqdm(iterable, desc=description, total=total, leave=False)
+    bar: Iterable[T] = tqdm(iterable, desc=description, total=total, leave=False)
+    return bar

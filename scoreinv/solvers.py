@@ -157,7 +157,9 @@ def noise_weights(problem: Problem) -> tuple[Tensor | None, Tensor]:
     std = std.expand(y.shape)
     least, most = std.flatten(1).amin(1), std.flatten(1).amax(1)
     if ((least == 0) & (most > 0)).any():
-        raise ValueError("noise_std is zero for some data of a member and positive for others: give those a small positive value")
+        raise ValueError(
+            "noise_std is zero for some data of a member and positive for others: give those a small positive value"
+        )
     if bool((least == most).all()):
         return None, least
     sigma = like(least, y)

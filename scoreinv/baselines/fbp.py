@@ -31,7 +31,9 @@ class FBP:
         flat = problem.flat()
         fbp = getattr(flat.A, "fbp", None)
         if fbp is None:
-            raise ValueError(f"FBP: {type(flat.A).__name__} has no method fbp(y, window): take SIRT or CGLS for this operator")
+            raise ValueError(
+                f"FBP: {type(flat.A).__name__} has no method fbp(y, window): take SIRT or CGLS for this operator"
+            )
         if self.window is not None:
             x: Tensor = fbp(flat.y, window=self.window)
         else:

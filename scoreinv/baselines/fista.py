@@ -9,7 +9,9 @@ view counts and units. For data of noise σ, Bayes' rule has weight = β τ² wi
 dimensionless noise level at which tuned weights are looked up (tuned.py).
 
 FISTA: Beck & Teboulle 2009, doi:10.1137/080716542, eq. 4.1-4.3; monotone as their MFISTA (doi:10.1109/TIP.2009.2028250), with the
-momentum restarted after each refused step (O'Donoghue & Candès 2015, doi:10.1007/s10208-013-9150-3, function scheme).
+momentum restarted after each refused step (O'Donoghue & Candès 2015, doi:10.1007/s10208-013-9150-3, function scheme). The
+weight starts high and falls geometrically to its value (continuation: Hale, Yin & Zhang 2008, doi:10.1137/070698920): few-view
+data with a small weight would otherwise take thousands of iterations, because the step is that of the largest eigenvalue.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ from scoreinv.problem import Problem
 from scoreinv.solvers import inner, like, mean_column_square, noise_weights
 from scoreinv.units import MU_WATER_PER_MM
 
+CONTINUATION_START = 6e-3
+"""step · weight of the first iteration."""
+CONTINUATION_PART = 0.8
+"""Part of the iterations after which the weight has come down to its final value."""
+
 Prox = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(v, step · weight of each member) -> the proximal point and R there."""
 
@@ -37,8 +44,8 @@ class FistaTV:
 
     Attributes:
         weight: of the total variation, as the module head has it; None takes the tuned one for the problem's noise.
-        max_iterations: applications of A and Aᵀ, at most.
-        tolerance: a member is done when a step moves it by less than this, relative to its norm.
+        max_iterations: applications of A and Aᵀ, at most; the weight comes down to its value over the first 80 % of them.
+        tolerance: a member is done when, at its final weight, a step moves it by less than this, relative to its norm.
         nonnegative: the constraint x >= 0.
         prox_iterations: dual steps in each proximal map, started from the last map's dual.
         unit: value of an image that counts as 1, in the image's unit [1/mm for CT].
@@ -48,7 +55,7 @@ class FistaTV:
     max_iterations: int = 500
     tolerance: float = 1e-5
     nonnegative: bool = True
-    prox_iterations: int = 10
+    prox_iterations: int = 5
     unit: float = MU_WATER_PER_MM
 
     def __post_init__(self) -> None:
@@ -92,8 +99,8 @@ class FistaWavelet:
         weight: of the ℓ1 norm, as the module head has it; None takes the tuned one for the problem's noise.
         wavelet: an orthogonal one, as PyWavelets names it.
         levels: depth of the transform.
-        max_iterations: applications of A and Aᵀ, at most.
-        tolerance: a member is done when a step moves it by less than this, relative to its norm.
+        max_iterations: applications of A and Aᵀ, at most; the weight comes down to its value over the first 80 % of them.
+        tolerance: a member is done when, at its final weight, a step moves it by less than this, relative to its norm.
         unit: value of an image that counts as 1, in the image's unit [1/mm for CT].
     """
 
@@ -132,7 +139,9 @@ class _Misfit:
 
     def __init__(self, problem: Problem, unit: float) -> None:
         if len(problem.A.in_shape) != 2:
-            raise ValueError(f"TV and wavelets are for images (H, W), {type(problem.A).__name__} takes {problem.A.in_shape}")
+            raise ValueError(
+                f"TV and wavelets are for images (H, W), {type(problem.A).__name__} takes {problem.A.in_shape}"
+            )
         self.A, self.b, self.unit = problem.A, problem.y / unit, unit
         self.w, sigma = noise_weights(problem)
         self.c = mean_column_square(problem.A)
@@ -151,29 +160,37 @@ class _Misfit:
     ) -> Iterator[Tensor]:
         """Monotone FISTA with step c / ‖A‖² from zero; the unknown has `margin` more rows and columns than the image."""
         height, width = self.A.in_shape
-        norm_squared = self.A.norm_squared()
+        step = self.c / self.A.norm_squared()
         x = self.b.new_zeros(self.b.shape[0], height + margin[0], width + margin[1])
-        Ax = torch.zeros_like(self.b)
-        value = torch.full_like(weight, torch.inf)
-        v, Av = x, Ax
+        Ax, v, Av = torch.zeros_like(self.b), x, torch.zeros_like(self.b)
+        misfit, penalty = torch.full_like(weight, torch.inf), torch.zeros_like(weight)
         t = torch.ones_like(weight)
         done = torch.zeros_like(weight, dtype=torch.bool)
-        for _ in range(max_iterations):
-            slope = self.A.H(self.weighted(Av - self.b)) / norm_squared
-            z, penalty = prox(v - F.pad(slope, (0, margin[1], 0, margin[0])), weight * self.c / norm_squared)  # eq. 4.1
+        for k in range(max_iterations):
+            lam = _continued(weight, step, k / max_iterations)
+            slope = self.A.H(self.weighted(Av - self.b)) / self.c
+            z, penalty_z = prox(v - step * F.pad(slope, (0, margin[1], 0, margin[0])), step * lam)  # eq. 4.1
             Az = self.A(z[:, :height, :width])
-            value_z = self.value(Az) + weight * penalty
-            better = (value_z <= value) & ~done
+            misfit_z = self.value(Az)
+            better = (misfit_z + lam * penalty_z <= misfit + lam * penalty) & ~done
             t_next = torch.where(better, (1 + torch.sqrt(1 + 4 * t * t)) / 2, 1.0)  # eq. 4.2, or restart
             momentum = torch.where(better, (t - 1) / t_next, 0.0)
             dx, dAx = like(better, z) * (z - x), like(better, Az) * (Az - Ax)
-            x, Ax, value = x + dx, Ax + dAx, torch.where(better, value_z, value)
+            x, Ax = x + dx, Ax + dAx
+            misfit, penalty = torch.where(better, misfit_z, misfit), torch.where(better, penalty_z, penalty)
             v, Av = x + like(momentum, x) * dx, Ax + like(momentum, Ax) * dAx  # eq. 4.3
-            done |= (better | (t == 1)) & (inner(dx, dx) <= tolerance**2 * inner(x, x))
+            still = inner(dx, dx) <= tolerance**2 * inner(x, x)
+            done |= still & (better | (t == 1)) & (lam == weight)
             t = t_next
             yield x[:, :height, :width] * self.unit
             if done.all():
                 return
+
+
+def _continued(weight: Tensor, step: float, progress: float) -> Tensor:
+    """The weight of an iteration: falls geometrically to `weight` over the first part of the iterations."""
+    first = CONTINUATION_START / step
+    return weight * (first / weight).clamp(min=1) ** max(0.0, 1 - progress / CONTINUATION_PART)
 
 
 def _weight(method: str, weight: float | None, misfit: _Misfit) -> Tensor:

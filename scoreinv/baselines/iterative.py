@@ -1,8 +1,8 @@
 """Iterative least squares that regularises by stopping early.
 
-    SIRT    x ← x + ρ C Aᵀ R (y − A x), R and C one over the row and column sums of A
-            (Gilbert 1972, doi:10.1016/0022-5193(72)90180-4; in this form Gregor & Benson 2008, doi:10.1109/TMI.2008.923696)
-    CGLS    conjugate gradients on AᵀW A x = AᵀW y with W the inverse noise variance (scoreinv.solvers)
+SIRT    x ← x + ρ C Aᵀ R (y − A x), R and C one over the row and column sums of A
+        (Gilbert 1972, doi:10.1016/0022-5193(72)90180-4; in this form Gregor & Benson 2008, doi:10.1109/TMI.2008.923696)
+CGLS    conjugate gradients on AᵀW A x = AᵀW y with W the inverse noise variance (scoreinv.solvers)
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def _stopped(method: str, count: int | None, iterates: Iterator[Tensor], problem
 def _inverse(sums: Tensor) -> Tensor:
     """1 / sums, 0 where a row or column is empty."""
     if (sums < 0).any():
-        raise ValueError("SIRT: the operator has negative row or column sums; it is meant for line integrals and the like: take CGLS")
+        raise ValueError(
+            "SIRT: the operator has negative row or column sums; it is meant for line integrals and the like: take CGLS"
+        )
     return torch.where(sums > 0, 1 / sums, 0)
 
 

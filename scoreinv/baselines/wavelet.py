@@ -64,14 +64,18 @@ def matrix(n: int, wavelet: str) -> Tensor:
         ValueError: the wavelet is unknown or not orthogonal.
     """
     if wavelet not in pywt.wavelist(kind="discrete"):
-        raise ValueError(f"no discrete wavelet is named {wavelet!r}: see pywt.wavelist(kind='discrete'), for example 'db4' or 'sym8'")
+        raise ValueError(
+            f"no discrete wavelet is named {wavelet!r}: see pywt.wavelist(kind='discrete'), for example 'db4' or 'sym8'"
+        )
     w = pywt.Wavelet(wavelet)
     if not w.orthogonal:
         raise ValueError(f"wavelet {wavelet!r} is not orthogonal: take one of the families haar, db, sym, coif")
     identity = torch.eye(n, dtype=torch.float64).numpy()
     low, high = pywt.dwt(identity, w, mode="periodization", axis=0)
     m = torch.cat([torch.from_numpy(low), torch.from_numpy(high)])
-    u, _, v = torch.linalg.svd(m)  # PyWavelets' tabulated filters are orthogonal to 1e-11 or so only: the nearest orthogonal one
+    u, _, v = torch.linalg.svd(
+        m
+    )  # PyWavelets' tabulated filters are orthogonal to 1e-11 or so only: the nearest orthogonal one
     return u @ v
 
 
@@ -83,5 +87,7 @@ def _blocks(x: Tensor, levels: int) -> list[tuple[int, int]]:
     """Sizes of the low-pass block that each level works on, finest first."""
     height, width = x.shape[-2:]
     if levels < 1 or height % 2**levels or width % 2**levels:
-        raise ValueError(f"a wavelet transform of {levels} levels needs sides divisible by {2**levels}, got {height} x {width}")
+        raise ValueError(
+            f"a wavelet transform of {levels} levels needs sides divisible by {2**levels}, got {height} x {width}"
+        )
     return [(height >> k, width >> k) for k in range(levels)]

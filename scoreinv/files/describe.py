@@ -1,7 +1,8 @@
 """An operator as plain data, {"name": ..., "arguments": {...}}, and back.
 
-Arrays and long sequences go into datasets under operator/, referred to as {"dataset": "operator/angles"}. A composition is
-{"name": "composition", "outer": {...}, "inner": {...}}. Which class a name stands for is decided by scoreinv.plugins alone.
+Arrays and long sequences go into datasets under operator/, referred to as {"dataset": "operator/angles"}. A
+composition is {"name": "composition", "outer": {...}, "inner": {...}}. scoreinv.plugins decides which class a name
+stands for.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def _describe(operator: LinearOperator, prefix: str, arrays: dict[str, np.ndarra
     if not dataclasses.is_dataclass(operator):
         raise TypeError(f"{type(operator).__name__}: an operator must be a dataclass to be written to a file")
     arguments = {
-        f.name: _encode(getattr(operator, f.name), f"{prefix}/{f.name}", arrays) for f in dataclasses.fields(operator) if f.init
+        f.name: _encode(getattr(operator, f.name), f"{prefix}/{f.name}", arrays)
+        for f in dataclasses.fields(operator)
+        if f.init
     }
     return {"name": name, "arguments": arguments}
 
@@ -63,19 +66,25 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
             return {"dataset": path}
     elif isinstance(value, tuple | list):
         return [_encode(v, f"{path}/{k}", arrays) for k, v in enumerate(value)]
-    raise TypeError(f"{path}: a value of type {type(value).__name__} cannot be written to a file; expected numbers, text or arrays of numbers")
+    raise TypeError(
+        f"{path}: a value of type {type(value).__name__} cannot be written to a file; "
+        f"expected numbers, text or arrays of numbers"
+    )
 
 
 def restore(file: h5py.File, description: dict[str, Any]) -> LinearOperator:
     """The operator that a description read from a file stands for.
 
     Raises:
-        ValueError: the name is not registered, an argument is unknown, missing or refused by the operator, or a dataset is missing.
+        ValueError: the name is not registered, an argument is unknown, missing or refused by the operator, or a dataset
+            is missing.
     """
     path = file.filename
     name = description.get("name")
     if not isinstance(name, str):
-        raise ValueError(f'{path}: the operator has no "name"; known: composition, {", ".join(plugins.names("operators"))}')
+        raise ValueError(
+            f'{path}: the operator has no "name"; known: composition, {", ".join(plugins.names("operators"))}'
+        )
     if name == "composition":
         return _composition(file, description)
     try:
@@ -84,7 +93,9 @@ def restore(file: h5py.File, description: dict[str, Any]) -> LinearOperator:
         raise ValueError(f"{path}: {error}") from error
     given = description.get("arguments", {})
     if not isinstance(given, dict):
-        raise ValueError(f'{path}: the "arguments" of the operator {name!r} should be a JSON object, they are {type(given).__name__}')
+        raise ValueError(
+            f'{path}: the "arguments" of the operator {name!r} should be a JSON object, they are {type(given).__name__}'
+        )
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     _check_arguments(f"{path}: operator {name!r}", given, fields)
     values = {key: _decode(file, value, str(fields[key].type)) for key, value in given.items()}
@@ -115,9 +126,10 @@ def _check_arguments(what: str, given: dict[str, Any], fields: dict[str, Any]) -
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{what} has no argument {key!r}.{hint} Known: {', '.join(fields)}")
     missing = [
-        key for key, f in fields.items()
+        key
+        for key, f in fields.items()
         if key not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
+    ]
     if missing:
         raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}; it needs {', '.join(fields)}")
 

@@ -33,7 +33,7 @@ def all_series(folder: Path) -> list[tuple[Path, Series]]:
 
 
 def _groups(folder: Path) -> list[tuple[Path, list[Any]]]:
-    """Headers of the CT images below a folder by series, in the order of their paths; `filename` leads to the pixels."""
+    """Headers of the CT images below a folder, by series and path; their `filename` leads to the pixels."""
     found: dict[str, list[Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if not _is_dicom(path):
@@ -63,13 +63,20 @@ def _series(path: Path, headers: list[Any]) -> Series:
         headers = sorted(headers, key=_position)
     first = headers[0]
     if first.get("Modality") != "CT":
-        raise ValueError(f"{path}: modality is {first.get('Modality', 'missing')}, expected CT (values in Hounsfield units)")
+        raise ValueError(
+            f"{path}: modality is {first.get('Modality', 'missing')}, expected CT (values in Hounsfield units)"
+        )
     spacing = first.get("PixelSpacing")
     if spacing is None:
-        raise ValueError(f"{path}: has no PixelSpacing; enhanced multi-frame CT must be converted to one file a slice first")
+        raise ValueError(
+            f"{path}: has no PixelSpacing; enhanced multi-frame CT must be converted to one file a slice first"
+        )
     for header in headers:
         if (header.Rows, header.Columns, header.get("PixelSpacing")) != (first.Rows, first.Columns, spacing):
-            raise ValueError(f"{header.filename}: this slice differs in size or pixel spacing from {Path(first.filename).name} of the same series")
+            raise ValueError(
+                f"{header.filename}: this slice differs in size or pixel spacing from "
+                f"{Path(first.filename).name} of the same series"
+            )
     patient = str(first.get("PatientID") or first.get("PatientName") or path.name.split(".")[0])
     return np.stack([_pixels(h) for h in headers]), square_pixel(path, float(spacing[0]), float(spacing[1])), patient
 
@@ -92,7 +99,8 @@ def _pixels(header: Any) -> np.ndarray:
     try:
         stored = np.asarray(data.pixel_array, dtype=np.float32)
     except Exception as error:  # pydicom's decoders raise whatever they like on damaged or unsupported pixel data
-        raise ValueError(f"{path}: its pixels cannot be decoded: {str(error).splitlines()[0][:160] if str(error) else type(error).__name__}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise ValueError(f"{path}: its pixels cannot be decoded: {why}") from error
     if stored.ndim != 2:
         raise ValueError(f"{path}: expected one gray slice, got pixels of shape {stored.shape}")
     return stored * np.float32(data.get("RescaleSlope", 1)) + np.float32(data.RescaleIntercept)
@@ -107,5 +115,7 @@ def square_pixel(path: Path, row_mm: float, column_mm: float) -> float:
     if not (row_mm > 0 and column_mm > 0):
         raise ValueError(f"{path}: the size of a pixel should be positive, the file says {row_mm:g} x {column_mm:g} mm")
     if abs(row_mm / column_mm - 1) > 1e-3:
-        raise ValueError(f"{path}: pixels are {row_mm:g} x {column_mm:g} mm; resample the slices to square pixels first")
+        raise ValueError(
+            f"{path}: pixels are {row_mm:g} x {column_mm:g} mm; resample the slices to square pixels first"
+        )
     return row_mm

@@ -27,14 +27,18 @@ def reading(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     path = existing_file(path)
     if not h5py.is_hdf5(path):
         size = path.stat().st_size
-        raise ValueError(f"{path}: not an HDF5 file ({size} bytes); a scan or a reconstruction is one, see docs/file-formats.md")
+        raise ValueError(
+            f"{path}: not an HDF5 file ({size} bytes); a scan or a reconstruction is one, see docs/file-formats.md"
+        )
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError, KeyError) as error:
         # h5py reports a short file and a damaged chunk alike, in the words of the C library.
-        if "lock" in str(error):
-            raise OSError(f"{path}: another program has this file open for writing; try again when it is done") from error
+        if "unable to lock" in str(error):
+            raise OSError(
+                f"{path}: another program has this file open for writing; try again when it is done"
+            ) from error
         what = "cut short" if "truncated" in str(error) else "damaged"
         raise ValueError(f"{path}: this HDF5 file is {what}: copy or write it again ({_first_line(error)})") from error
 
@@ -68,7 +72,9 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
         if link is None:
             return None
         if isinstance(link, h5py.ExternalLink):
-            raise ValueError(f"{file.filename}: {name} is a link into another file, which is not followed; copy the data in")
+            raise ValueError(
+                f"{file.filename}: {name} is a link into another file, which is not followed; copy the data in"
+            )
     found = file.get(name)
     if found is None:
         return None
@@ -113,7 +119,8 @@ def number(file: h5py.File, name: str) -> float | None:
     except (TypeError, ValueError):
         result = np.nan
     if not np.isfinite(result) or result <= 0:
-        raise ValueError(f"{file.filename}: the attribute {name} should be a positive number, it is {value!r}")
+        shown = repr(value) if isinstance(value, str) else result
+        raise ValueError(f"{file.filename}: the attribute {name} should be a positive number, it is {shown}")
     return result
 
 
@@ -145,7 +152,7 @@ def check_format(file: h5py.File, expected: str) -> None:
     if found is None:
         inside = ", ".join(sorted(file)[:6]) or "nothing"
         raise ValueError(
-            f"{file.filename}: has no attribute format={expected!r}, so it was not written by scoreinv; it holds {inside}. "
+            f"{file.filename}: has no attribute format={expected!r}, so scoreinv did not write it; it holds {inside}. "
             f"docs/file-formats.md shows how to write one"
         )
     if found != expected:

@@ -55,7 +55,8 @@ def read_image(path: str | os.PathLike[str], pixel_mm: float | None = None, *, i
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not what is expected, pixels are not square, or their size is unknown or contradicts `pixel_mm`.
+        ValueError: the file is not what is expected, or pixels are not square, or their size is unknown or contradicts
+            `pixel_mm`.
     """
     path = Path(path)
     if pixel_mm is not None and not pixel_mm > 0:
@@ -64,12 +65,13 @@ def read_image(path: str | os.PathLike[str], pixel_mm: float | None = None, *, i
     hu, found, patient = reader(path) if reader is not _read_hdf5 else _read_hdf5(path, index)
     if index is not None and reader is not _read_hdf5:
         hu = hu[_checked_index(path, index, len(hu))][None]
-    if found is None and pixel_mm is None:
+    side = found if found is not None else pixel_mm
+    if side is None:
         raise ValueError(f"{path}: this kind of file does not say how large a pixel is; give pixel_mm")
     if found is not None and pixel_mm is not None and abs(found / pixel_mm - 1) > 1e-3:
-        raise ValueError(f"{path}: pixels are {found:g} mm by the file and {pixel_mm:g} mm by pixel_mm; leave pixel_mm out")
-    side = found if found is not None else pixel_mm
-    assert side is not None
+        raise ValueError(
+            f"{path}: pixels are {found:g} mm by the file and {pixel_mm:g} mm by pixel_mm; leave pixel_mm out"
+        )
     return CTImages(_clean(path, hu), float(side), patient)
 
 
@@ -91,8 +93,8 @@ def read_image_set(paths: Sequence[str | os.PathLike[str]]) -> ImageSet:
     """Training images from many places.
 
     Args:
-        paths: HDF5 files (`hu` (slices, H, W) and `patient`), NIfTI, .npy, TIFF and PNG files, DICOM files, and folders, which
-            are searched through for DICOM series and NIfTI files.
+        paths: HDF5 files (`hu` (slices, H, W) and `patient`), NIfTI, .npy, TIFF and PNG files, DICOM files, and
+            folders, which are searched through for DICOM series and NIfTI files.
 
     Returns:
         int16 images; patients as the metadata name them, otherwise as the files are named.
@@ -117,13 +119,14 @@ def _training_images(path: Path) -> list[tuple[np.ndarray, list[str]]]:
         return [_hdf5_set(path)]
     if not path.is_dir() and path.suffix.lower() in PICTURES:
         return [_with_names(_clean(path, _read_pixels(path)[0]), path.name.split(".")[0])]
-    found = []
+    found: list[tuple[Path, Read]] = []
     if path.is_dir():
         nifti = sorted(p for p in path.rglob("*") if p.name.lower().endswith(NIFTI))
         series = dicom.all_series(path)
         if not nifti and not series:
             raise ValueError(f"{path}: found neither DICOM series nor NIfTI files in this folder")
-        found = [(p, _read_nifti(p)) for p in nifti] + series
+        found += [(p, _read_nifti(p)) for p in nifti]
+        found += series
     else:
         found = [(path, _reader(path)(path))]
     return [_with_names(_clean(p, hu), patient) for p, (hu, _, patient) in found]
@@ -153,7 +156,9 @@ def _reader(path: Path) -> Callable[[Path], Read]:
         return _read_hdf5
     if head[128:] == b"DICM" or name.endswith((".dcm", ".ima")):
         return dicom.read_series
-    raise ValueError(f"{path}: not a kind of image that is known; expected DICOM, NIfTI (.nii, .nii.gz), HDF5, .npy, .tif or .png")
+    raise ValueError(
+        f"{path}: not a kind of image that is known; expected DICOM, NIfTI (.nii, .nii.gz), HDF5, .npy, .tif or .png"
+    )
 
 
 def _read_nifti(path: Path) -> Read:
@@ -161,7 +166,7 @@ def _read_nifti(path: Path) -> Read:
     import nibabel
 
     try:
-        image: Any = nibabel.funcs.as_closest_canonical(nibabel.load(path))  # type: ignore[attr-defined]
+        image: Any = nibabel.funcs.as_closest_canonical(nibabel.load(path))  # type: ignore[no-untyped-call]
         values = np.asarray(image.dataobj, dtype=np.float32)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read as NIfTI: {str(error).splitlines()[0][:120]}") from error
@@ -174,7 +179,7 @@ def _read_nifti(path: Path) -> Read:
 
 
 def _read_hdf5(path: Path, index: int | None = None) -> Read:
-    """The layout of training sets: `hu` (slices, H, W), `pixel_mm` (a number or one a slice), `patient` (one a slice)."""
+    """The layout of training sets: `hu` (slices, H, W), `pixel_mm` (one, or one a slice), `patient` (one a slice)."""
     with hdf5.reading(path) as file:
         stored = _hu_dataset(file)
         i = None if index is None else _checked_index(path, index, len(stored))
@@ -184,7 +189,10 @@ def _read_hdf5(path: Path, index: int | None = None) -> Read:
     if sizes is not None and sizes.ndim > 0 and i is not None:
         sizes = sizes[i]
     if sizes is not None and np.ptp(sizes) > 1e-3 * np.max(sizes):
-        raise ValueError(f"{path}: its {len(hu)} slices have pixels of {np.min(sizes):g} to {np.max(sizes):g} mm; choose one with index")
+        raise ValueError(
+            f"{path}: its {len(hu)} slices have pixels of {np.min(sizes):g} to {np.max(sizes):g} mm; "
+            f"choose one with index"
+        )
     if i is None and len(set(names)) > 1:
         raise ValueError(f"{path}: holds {len(set(names))} patients; choose one slice with index")
     return hu, None if sizes is None else float(np.mean(sizes)), names[i or 0]
@@ -203,7 +211,9 @@ def _hu_dataset(file: Any) -> Any:
     stored = hdf5.dataset(file, "hu")
     if stored is None or stored.ndim != 3 or stored.dtype.kind not in "if":
         what = "is missing" if stored is None else f"is {stored.dtype} {stored.shape}"
-        raise ValueError(f"{file.filename}: expected a dataset hu (slices, H, W) of signed integers or floats [HU], it {what}")
+        raise ValueError(
+            f"{file.filename}: expected a dataset hu (slices, H, W) of signed integers or floats [HU], it {what}"
+        )
     if 0 in stored.shape:
         raise ValueError(f"{file.filename}: hu is empty, its shape is {stored.shape}")
     return stored
@@ -247,7 +257,14 @@ def _load_pages(path: Path) -> np.ndarray:
     from PIL import ImageSequence
 
     with _opened_picture(path) as picture:
-        modes = {"L": np.uint8, "F": np.float32, "I": np.int32, "I;16": np.uint16, "I;16B": np.uint16, "I;16S": np.int16}
+        modes = {
+            "L": np.uint8,
+            "F": np.float32,
+            "I": np.int32,
+            "I;16": np.uint16,
+            "I;16B": np.uint16,
+            "I;16S": np.int16,
+        }
         if picture.mode not in modes:
             raise ValueError(f"{path}: is no gray picture (mode {picture.mode}); expected one value a pixel")
         # A PNG of 16 bits opens as "I" in some versions of Pillow; only TIFF has signed integers.
@@ -280,4 +297,4 @@ def _clean(path: Path, hu: np.ndarray) -> np.ndarray:
     bad = int((~np.isfinite(hu)).sum())
     if bad:
         raise ValueError(f"{path}: {bad} pixels are NaN or infinite; replace them first")
-    return np.maximum(hu, AIR_HU)
+    return np.asarray(np.maximum(hu, AIR_HU))

@@ -51,11 +51,15 @@ class Reconstruction:
     def __post_init__(self) -> None:
         shape = tuple(self.samples.shape[1:])
         if self.samples.ndim < 3 or len(self.samples) == 0:
-            raise ValueError(f"Reconstruction: samples should be (M, *slices, H, W) with M >= 1, got {tuple(self.samples.shape)}")
+            raise ValueError(
+                f"Reconstruction: samples should be (M, *slices, H, W) with M >= 1, got {tuple(self.samples.shape)}"
+            )
         for name in ("truth", "fbp"):
             image = getattr(self, name)
             if image is not None and tuple(image.shape) != shape:
-                raise ValueError(f"Reconstruction: {name} should have the shape {shape} of one sample, got {tuple(image.shape)}")
+                raise ValueError(
+                    f"Reconstruction: {name} should have the shape {shape} of one sample, got {tuple(image.shape)}"
+                )
 
     @property
     def mean(self) -> Tensor:
@@ -81,10 +85,14 @@ def write_reconstruction(path: str | os.PathLike[str], r: Reconstruction) -> Non
         TypeError: settings hold something that JSON cannot.
     """
     attributes: dict[str, Any] = {
-        "format": FORMAT, "version": package_version(),
-        "settings": json.dumps(r.settings), "versions": json.dumps(r.versions),
-        "seed": r.seed, "pixel_mm": r.pixel_mm, "mu_water_per_mm": r.mu_water_per_mm,
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": package_version(),
+        "settings": json.dumps(r.settings),
+        "versions": json.dumps(r.versions),
+        "seed": r.seed,
+        "pixel_mm": r.pixel_mm,
+        "mu_water_per_mm": r.mu_water_per_mm,
+    }
     images = {"samples": r.samples, "mean": r.mean, "std": r.std, "mean_hu": r.mean_hu, "truth": r.truth, "fbp": r.fbp}
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({k: v for k, v in attributes.items() if v is not None})
@@ -109,10 +117,16 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
             raise ValueError(f"{path}: has no dataset samples (M, *slices, H, W)")
         seed = file.attrs.get("seed")
         return Reconstruction(
-            samples, chi2, hdf5.json_object(file, "settings") or {}, None if seed is None else int(seed),
-            hdf5.number(file, "pixel_mm"), hdf5.number(file, "mu_water_per_mm"), truth, fbp,
+            samples,
+            chi2,
+            hdf5.json_object(file, "settings") or {},
+            None if seed is None else int(seed),
+            hdf5.number(file, "pixel_mm"),
+            hdf5.number(file, "mu_water_per_mm"),
+            truth,
+            fbp,
             hdf5.json_object(file, "versions") or {},
-        )  # fmt: skip
+        )
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -125,7 +139,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; give the name of a file in it, such as {path / 'reconstruction.h5'}")
+        raise IsADirectoryError(
+            f"{path}: is a folder; give the name of a file in it, such as {path / 'reconstruction.h5'}"
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: cannot be written, the folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

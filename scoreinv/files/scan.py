@@ -86,7 +86,8 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another format, or its parts do not fit together; says which and how to mend it.
+        ValueError: the file is damaged, of another format, or its parts do not fit together; says which and how to mend
+            it.
     """
     with hdf5.reading(path) as file:
         hdf5.check_format(file, FORMAT)
@@ -116,16 +117,17 @@ def read_operator(file: h5py.File) -> LinearOperator:
     """
     description = hdf5.json_object(file, "operator")
     if description is None:
-        raise ValueError(f'{file.filename}: has no attribute operator; expected JSON {{"name": "parallel_beam_ct", "arguments": {{...}}}}')
+        raise ValueError(
+            f"{file.filename}: has no attribute operator; "
+            f'expected JSON {{"name": "parallel_beam_ct", "arguments": {{...}}}}'
+        )
     return restore(file, description)
 
 
 def _data(file: h5py.File, photons: float | None) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Line integrals, their standard deviation (float64) and whether it is known, from `y` or from `counts`."""
+    """Line integrals, their standard deviation and whether it is known, from `y` or from `counts`."""
     path = file.filename
     y, counts, std = (hdf5.numbers(file, name) for name in ("y", "counts", "noise_std"))
-    if y is None and counts is None:
-        raise ValueError(f"{path}: has neither a dataset y (line integrals) nor a dataset counts (photons)")
     if y is not None and counts is not None:
         raise ValueError(f"{path}: has both y and counts; keep one of them")
     if std is not None:
@@ -133,25 +135,39 @@ def _data(file: h5py.File, photons: float | None) -> tuple[np.ndarray, np.ndarra
         if (std < 0).any():
             raise ValueError(f"{path}: noise_std must not be negative, its minimum is {std.min():g}")
     if counts is not None:
-        if photons is None:
-            raise ValueError(f"{path}: counts need the attribute photons, the number that arrives without an object")
-        _check_finite(path, "counts", counts)
-        if (counts < 0).any():
-            raise ValueError(f"{path}: {(counts < 0).sum()} photon counts are negative, the first {_first(counts < 0)}; subtract no dark field twice")
-        line_integrals, first_order = from_counts(torch.from_numpy(counts.astype(np.float64)), photons)
-        return line_integrals.numpy(), first_order.numpy() if std is None else std, True
-    assert y is not None
+        y, first_order = _from_counts(path, counts, photons)
+        return y, first_order if std is None else std, True
+    if y is None:
+        raise ValueError(f"{path}: has neither a dataset y (line integrals) nor a dataset counts (photons)")
     _check_finite(path, "y", y)
     if std is None and photons is not None:
-        std = np.sqrt(np.exp(y.astype(np.float64)) / photons)
+        with np.errstate(over="ignore"):  # an infinite one is reported in the next line
+            std = np.sqrt(np.exp(y.astype(np.float64)) / photons)
         _check_finite(path, "exp(y) / photons", std)
     return y, np.zeros(()) if std is None else std, std is not None
+
+
+def _from_counts(path: str, counts: np.ndarray, photons: float | None) -> tuple[np.ndarray, np.ndarray]:
+    if photons is None:
+        raise ValueError(f"{path}: counts need the attribute photons, the number that arrives without an object")
+    _check_finite(path, "counts", counts)
+    negative = counts < 0
+    if negative.any():
+        raise ValueError(
+            f"{path}: {negative.sum()} photon counts are negative, the first {_first(negative)}; "
+            f"was a dark field subtracted twice?"
+        )
+    y, std = from_counts(torch.from_numpy(counts.astype(np.float64)), photons)
+    return y.numpy(), std.numpy()
 
 
 def _check_finite(path: str, name: str, values: np.ndarray) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
-        raise ValueError(f"{path}: {name} holds {bad.sum()} values that are NaN or infinite, the first {_first(bad)}; mask or mend them first")
+        raise ValueError(
+            f"{path}: {name} holds {bad.sum()} values that are NaN or infinite, the first {_first(bad)}; "
+            f"leave them out or mend them first"
+        )
 
 
 def _first(where: np.ndarray) -> str:
@@ -166,11 +182,18 @@ def _check_shape(path: str, y: np.ndarray, operator: LinearOperator) -> None:
         raise ValueError(f"{path}: y is empty, its shape is {got}; expected (*slices, {_join(expected)})")
     if len(got) < len(expected):
         raise ValueError(f"{path}: y has {len(got)} dimensions {got}, {name} gives {len(expected)}: {expected}")
-    words = ("views", "detectors") if len(expected) == 2 and _sees_angles(operator) else tuple(f"entries in dimension {k}" for k in range(len(expected)))
+    words = (
+        ("views", "detectors")
+        if len(expected) == 2 and _sees_angles(operator)
+        else tuple(f"entries in dimension {k}" for k in range(len(expected)))
+    )
     for word, n, m in zip(words, expected, got[len(got) - len(expected) :], strict=True):
         if n != m:
             why = {"views": f"{n} angles", "detectors": f"n_detectors = {n}"}.get(word, str(n))
-            raise ValueError(f"{path}: y has {m} {word}, the operator {name} has {why}; y {got} should be (*slices, {_join(expected)})")
+            raise ValueError(
+                f"{path}: y has {m} {word}, the operator {name} has {why}; "
+                f"y {got} should be (*slices, {_join(expected)})"
+            )
 
 
 def _sees_angles(operator: Any) -> bool:
@@ -194,7 +217,9 @@ def _check_broadcast(path: str, std: np.ndarray, y: np.ndarray) -> None:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{path}: noise_std {std.shape} does not broadcast to y {y.shape}; give one number or one a measurement")
+        raise ValueError(
+            f"{path}: noise_std {std.shape} does not broadcast to y {y.shape}; give one number or one a measurement"
+        )
 
 
 def _noise(std: np.ndarray) -> float | Tensor:

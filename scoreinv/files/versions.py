@@ -16,4 +16,6 @@ def package_version(name: str = "scoreinv") -> str:
 
 def versions() -> dict[str, str]:
     """scoreinv, Python and the libraries that numbers depend on."""
-    return {"python": platform.python_version()} | {name: package_version(name) for name in ("scoreinv", "torch", "numpy", "h5py")}
+    return {"python": platform.python_version()} | {
+        name: package_version(name) for name in ("scoreinv", "torch", "numpy", "h5py")
+    }

@@ -19,17 +19,20 @@ Two uses of the one posterior denoiser P ∘ D:
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from scoreinv import streams
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.levels import geometric
-from scoreinv.solvers import cg
+from scoreinv.sampling.loop import last, member_streams
+from scoreinv.solvers import cg, cgls, like, noise_weights
+from scoreinv.streams import normal
 
 
 def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, iterations: int = 10) -> Denoiser:
@@ -41,21 +44,105 @@ def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, 
         trust: r / σ: how far D's estimate may be off, in units of the noise level.
         iterations: CG steps.
     """
-    A, y = problem.A, problem.y
-    std = torch.as_tensor(problem.noise_std, dtype=y.dtype, device=y.device)
-    smallest = std.min()
-    if smallest > 0:
-        weights, variance = (smallest / std) ** 2, float(smallest**2)
-    elif std.max() == 0:
-        weights, variance = torch.ones_like(std), 0.0
-    else:
-        raise ValueError("noise_std must be positive everywhere or zero everywhere, got a mixture")
-    data = A.H(weights * y)
+    A = problem.A
+    weights, tau = noise_weights(problem)
+
+    def weighted(y: Tensor) -> Tensor:
+        return y if weights is None else weights * y
+
+    data = A.H(weighted(problem.y))
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         estimate = prior(x, sigma)
-        rho = variance / (trust * torch.as_tensor(sigma).to(x)) ** 2
-        rho = rho.reshape(-1, *(1,) * len(A.in_shape))
-        return cg(lambda z: A.H(weights * A(z)) + rho * z, data + rho * estimate, estimate, max_iterations=iterations)
+        rho = like((tau / (trust * torch.as_tensor(sigma).to(x))) ** 2, x)
+        return cg(lambda z: A.H(weighted(A(z))) + rho * z, data + rho * estimate, estimate, max_iterations=iterations)
 
     return denoise
+
+
+@dataclass(frozen=True, eq=False)
+class Proximal:
+    """CG data consistency on the denoised estimate: an image in about 30 network evaluations, and draws around it.
+
+    Attributes:
+        prior: the denoiser D; its `scale` is the size of its own unit in the unit of the images.
+        samples: draws; 1 gives the image alone, without uncertainty.
+        n_levels: evaluations for the image.
+        sigma_max: first noise level, in the prior's own unit; None takes 0.3 where A sees every pixel, 3 where it does not.
+        sigma_min: last noise level.
+        momentum: m.
+        trust: r / σ, see `proximal_denoiser`; looked at for noisy data only.
+        iterations: CG steps an evaluation.
+        draw_levels: evaluations for each draw.
+        draw_sigma: noise level that a draw starts from.
+    """
+
+    prior: Denoiser
+    samples: int = 4
+    n_levels: int = 30
+    sigma_max: float | None = None
+    sigma_min: float = 0.01
+    momentum: float = 0.5
+    trust: float = 1.0
+    iterations: int = 10
+    draw_levels: int = 5
+    draw_sigma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.samples, self.n_levels, self.draw_levels, self.iterations) < 1:
+            raise ValueError("Proximal: samples, n_levels, draw_levels and iterations must be at least 1")
+        if not 0 < self.sigma_min < min(self.draw_sigma, self.sigma_max or self.draw_sigma):
+            raise ValueError("Proximal: expected 0 < sigma_min < draw_sigma and sigma_min < sigma_max")
+        if not 0 <= self.momentum < 1 or self.trust <= 0:
+            raise ValueError(f"Proximal: expected 0 <= momentum < 1 and trust > 0, got {self.momentum} and {self.trust}")
+
+    @torch.no_grad()
+    def __call__(self, problem: Problem, rng: Generator) -> Tensor:
+        """Reconstruct: (samples, *batch, *A.in_shape)."""
+        flat = problem.flat()
+        image = last(track(self.images(flat), "image", self.n_levels))
+        if self.samples == 1:
+            return image.reshape(1, *problem.batch_shape, *problem.A.in_shape)
+        n = len(image)
+        std = flat.noise_std
+        repeated = Problem(
+            flat.A,
+            flat.y.repeat(self.samples, *(1,) * (flat.y.ndim - 1)),
+            std.expand(flat.y.shape).repeat(self.samples, *(1,) * (flat.y.ndim - 1)) if isinstance(std, Tensor) and std.ndim else std,
+        )
+        starts = image.repeat(self.samples, *(1,) * (image.ndim - 1))
+        draws = last(track(self.draws(repeated, starts, member_streams(rng, self.samples, n)), "draws", self.draw_levels))
+        return draws.reshape(self.samples, *problem.batch_shape, *problem.A.in_shape)
+
+    def images(self, problem: Problem) -> Iterator[Tensor]:
+        """The estimates of half-quadratic splitting, one an evaluation; no noise is added."""
+        denoise = proximal_denoiser(self.prior, problem, trust=self.trust, iterations=self.iterations)
+        weights, _ = noise_weights(problem)
+        x = cgls(problem.A, problem.y, max_iterations=self.iterations, weights=weights)
+        previous = None
+        for sigma in self._levels(self.n_levels, self.sigma_max or _first_level(problem), x):
+            estimate = denoise(x, sigma)
+            x = estimate if previous is None else estimate + self.momentum * (estimate - previous)
+            previous = estimate
+            yield estimate
+
+    def draws(self, problem: Problem, x: Tensor, rngs: list[Generator]) -> Iterator[Tensor]:
+        """The clean estimates on the way of ancestral steps from x + σ n, σ = draw_sigma, down to sigma_min."""
+        denoise = proximal_denoiser(self.prior, problem, trust=self.trust, iterations=self.iterations)
+        levels = self._levels(self.draw_levels, self.draw_sigma, x)
+        x = x + levels[0] * normal(rngs, x)
+        for sigma, sigma_next in itertools.zip_longest(levels, levels[1:]):
+            estimate = denoise(x, sigma)
+            yield estimate
+            if sigma_next is not None:
+                x = estimate + sigma_next * normal(rngs, x)
+
+    def _levels(self, n: int, sigma_max: float, like_: Tensor) -> Tensor:
+        """n positive levels in the unit of the images."""
+        return (geometric(n, self.sigma_min, sigma_max)[:-1] * scale_of(self.prior)).to(like_)
+
+
+def _first_level(problem: Problem) -> float:
+    """A pixel that A does not see starts from nothing and needs more noise than one that is only blurred by streaks."""
+    ones = torch.ones(problem.A.in_shape, dtype=problem.y.dtype, device=problem.y.device)
+    return 0.3 if bool((problem.A.H(problem.A(ones)).abs() > 0).all()) else 3.0

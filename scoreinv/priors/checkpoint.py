@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scoreinv.files.atomic import replacing
@@ -20,8 +21,14 @@ FORMAT = "scoreinv-prior-1"
 
 
 def save_prior(model: EDMDenoiser, path: str | Path, card: dict[str, Any], *, half: bool = True) -> None:
-    """Write `path` (.safetensors) and its JSON card; with `half` the weights are stored as float16."""
+    """Write `path` (.safetensors) and its JSON card; with `half` the weights are stored as float16.
+
+    Raises:
+        ValueError: the path does not end in .safetensors.
+    """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a prior is written to a .safetensors file, got {path.suffix or 'no suffix'!r}")
     dtype = torch.float16 if half else torch.float32
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     with replacing(path) as temporary:
@@ -43,20 +50,32 @@ def load_prior(path: str | Path) -> tuple[EDMDenoiser, dict[str, Any]]:
         raise ValueError(
             f"{path}: a prior is a .safetensors file with a .json card beside it, got {path.suffix or 'no suffix'!r}; "
             "pickled checkpoints (.pt, .pth, .ckpt, .pkl) can run code when opened and are not read: load yours where "
-            "you trust it and write it again with scoreinv.priors.save_prior"
+            "you trust it and write it again with scoreinv.save_prior"
         )
     card_path = path.with_suffix(".json")
     for needed in (path, card_path):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed}: no such file (a prior is NAME.safetensors with NAME.json beside it)")
-    card = json.loads(card_path.read_text(encoding="utf-8"))
-    if card.get("format") != FORMAT:
-        raise ValueError(f"{card_path}: expected format {FORMAT!r}, got {card.get('format')!r}")
-    if card.get("sha256", checksum(path)) != checksum(path):
+    card = _read_card(card_path)
+    if card.get("sha256") != checksum(path):
         raise ValueError(f"{path}: checksum differs from its card's; the file is damaged or the two do not belong together")
-    model = EDMDenoiser(UNetConfig.from_dict(card["network"]))
-    model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    try:
+        model = EDMDenoiser(UNetConfig.from_dict(card["network"]))
+        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path}: its card describes no network that these weights fit: {error}") from error
     return model.eval().requires_grad_(False), card
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no JSON text: {error}") from error
+    found = card.get("format") if isinstance(card, dict) else type(card).__name__
+    if found != FORMAT:
+        raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+    return dict(card)
 
 
 def checksum(path: Path) -> str:

@@ -25,7 +25,7 @@ from scoreinv.linop import LinearOperator
 from scoreinv.problem import Problem
 
 
-def dense(A: LinearOperator) -> Tensor:  # noqa: N803
+def dense(A: LinearOperator) -> Tensor:
     """The matrix of an operator, (data, pixels) in float64, one column a pixel: for small images only."""
     n = math.prod(A.in_shape)
     columns = A(torch.eye(n, dtype=torch.float64).reshape(n, *A.in_shape))
@@ -47,12 +47,15 @@ class GaussianPrior:
     def __post_init__(self) -> None:
         d = self.mean.numel()
         if tuple(self.covariance.shape) != (d, d):
-            raise ValueError(f"GaussianPrior: a mean of {d} pixels needs a covariance ({d}, {d}), got {tuple(self.covariance.shape)}")
-        if not torch.allclose(self.covariance, self.covariance.T, rtol=1e-4, atol=1e-6 * float(self.covariance.abs().max())):
+            got = tuple(self.covariance.shape)
+            raise ValueError(f"GaussianPrior: a mean of {d} pixels needs a covariance ({d}, {d}), got {got}")
+        if (self.covariance - self.covariance.T).abs().max() > 1e-4 * self.covariance.abs().max():
             raise ValueError("GaussianPrior: the covariance must be symmetric")
         lowest, highest = self._eigen[2]
-        if lowest < -1e-6 * highest:
-            raise ValueError(f"GaussianPrior: the covariance must be positive semi-definite, an eigenvalue is {lowest:g}")
+        if lowest < -1e-5 * highest:
+            raise ValueError(
+                f"GaussianPrior: expected a positive semi-definite covariance, an eigenvalue is {lowest:g}"
+            )
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x₀ | x = x₀ + σ n] for x (batch, *image_shape) and sigma a scalar or (batch,)."""
@@ -103,7 +106,8 @@ class GaussianPrior:
         gain = cross @ torch.linalg.pinv(data_cov, hermitian=True)
         predicted = matrix @ self.mean.double().flatten()
         mean = self.mean.double().flatten() + gain @ (y.double().flatten() - predicted)
-        cov = _symmetric(prior_cov - gain @ cross.T)
+        eigenvalues, vectors = torch.linalg.eigh(_symmetric(prior_cov - gain @ cross.T))
+        cov = (vectors * eigenvalues.clamp(min=0)) @ vectors.T  # rounding may leave small negative ones
         posterior = GaussianPrior(mean.reshape(self.mean.shape).to(self.mean), cov.to(self.covariance))
         return posterior, GaussianPrior(predicted.reshape(A.out_shape), data_cov)
 
@@ -168,7 +172,7 @@ class GaussianMixturePrior:
         y, zero = problem.y.double()[None], torch.zeros(())
         evidence = torch.cat([law.log_density(y, zero) for _, law in conditioned])
         if not torch.isfinite(evidence).all():
-            raise ValueError("GaussianMixturePrior.posterior: the data have no density; give the problem a positive noise_std")
+            raise ValueError("GaussianMixturePrior: the data have no density; give the problem a positive noise_std")
         weights = torch.softmax(self.weights.double().log() + evidence, dim=0)
         kept = [i for i, w in enumerate(weights) if w > 0]  # a weight can underflow to zero
         return GaussianMixturePrior(

@@ -45,6 +45,18 @@ class UNetConfig:
     embedding: int = 256
     sigma_data: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not self.widths or any(w < 16 or w % 16 for w in self.widths):
+            raise ValueError(f"widths must be multiples of 16, got {self.widths}")
+        for k in self.attention:
+            if not 0 <= k < len(self.widths) or self.widths[k] < 64 or self.widths[k] % 64:
+                raise ValueError(
+                    f"attention needs levels between 0 and {len(self.widths) - 1} whose width is a multiple of 64, "
+                    f"got level {k} of the widths {self.widths}; attention=[] is a network without"
+                )
+        if min(self.channels, self.blocks, self.unshuffle, self.embedding) < 1 or not self.sigma_data > 0:
+            raise ValueError("channels, blocks, unshuffle and embedding must be at least 1, sigma_data positive")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
         """Build from the plain values of a JSON card; unknown keys raise TypeError."""
@@ -185,5 +197,5 @@ class EDMDenoiser(nn.Module):
         sd = self.config.sigma_data
         sigma = sigma.to(x).reshape(-1, 1, 1, 1).expand(x.shape[0], 1, 1, 1)
         norm = (sigma**2 + sd**2).sqrt()
-        raw = self.unet(x / norm, sigma.flatten().log() / 4)
+        raw = self.unet(x / norm, sigma.flatten().clamp(min=1e-6).log() / 4)
         return (sd / norm) ** 2 * x + sigma * sd / norm * raw.to(x.dtype)

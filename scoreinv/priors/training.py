@@ -65,6 +65,17 @@ class TrainConfig:
     bfloat16: bool = False
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "crop", "whole", "warmup"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if not (self.lr > 0 and self.clip > 0 and self.p_std > 0):
+            raise ValueError(f"lr, clip and p_std must be positive, got {self.lr}, {self.clip} and {self.p_std}")
+        if not (0 <= self.ema < 1 and 0 <= self.whole_fraction <= 1):
+            got = f"{self.ema} and {self.whole_fraction}"
+            raise ValueError(f"expected 0 <= ema < 1 and 0 <= whole_fraction <= 1, got {got}")
+
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then half a cosine from lr to lr / 100."""
@@ -83,17 +94,20 @@ class Trainer:
     """The state of a training run: weights, their average, optimiser, step; saved and loaded as one file."""
 
     def __init__(self, network: UNetConfig, config: TrainConfig, data: ImageSet, *, device: torch.device | str = "cpu") -> None:
+        for name in ("crop", "whole"):
+            side, multiple = getattr(config, name), network.multiple
+            if side % multiple:
+                raise ValueError(f"{name} must be a multiple of {multiple} pixels for this network, got {side}")
         self.config, self.data, self.device = config, data, torch.device(device)
         self.cumulative = np.cumsum(data.weights())
-        torch_state = torch.random.get_rng_state()
-        torch.manual_seed(config.seed)
-        self.model = EDMDenoiser(network).to(self.device, memory_format=torch.channels_last)
-        torch.random.set_rng_state(torch_state)
-        self.average = EDMDenoiser(network).to(self.device).requires_grad_(False).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = EDMDenoiser(network).to(self.device, memory_format=torch.channels_last)
+            self.average = EDMDenoiser(network).to(self.device).requires_grad_(False).eval()
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.forward = torch.compile(self.model) if config.compile else self.model
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.mean_loss = 0, 0.0, 1.0
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """x₀ (batch, 1, side, side), σ (batch,) and noise of one step: a function of (seed, step) alone."""
@@ -138,10 +152,10 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         names = [name for name, _ in self.model.named_parameters()]
-        for name, state in zip(names, self.optimizer.state_dict()["state"].values(), strict=False):
-            tensors |= {f"adam.{key}.{name}": value for key, value in state.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{key}.{names[i]}": value for key, value in state.items()}
         facts = {
-            "step": self.step, "seconds": self.seconds,
+            "step": self.step, "seconds": self.seconds, "mean_loss": self.mean_loss,
             "network": self.model.config.to_dict(), "training": asdict(self.config),
         }  # fmt: skip
         with replacing(path) as temporary:
@@ -167,7 +181,7 @@ class Trainer:
                 state[i] = {key: tensors[stored] for key, stored in keys.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.seconds = facts["step"], facts["seconds"]
+        self.step, self.seconds, self.mean_loss = facts["step"], facts["seconds"], facts.get("mean_loss", 1.0)
 
 
 @torch.no_grad()
@@ -214,14 +228,15 @@ def train(
     state, log = folder / "state.safetensors", folder / "log.csv"
     if state.is_file():
         trainer.load(state)
-    rows = [r for r in _read_log(log) if int(r["step"]) <= trainer.step]
+    rows = [r for r in read_log(log) if int(r["step"]) <= trainer.step]
     last = min(trainer.config.steps, until if until is not None else trainer.config.steps)
     started = saved = time.monotonic()
-    mean_loss = 1.0
     while trainer.step < last and time.monotonic() - started < 3600 * hours:
         loss, norm = trainer.advance()
-        mean_loss = loss if trainer.step == 1 else 0.99 * mean_loss + 0.01 * loss
-        row: dict[str, Any] = {"step": trainer.step, "hours": trainer.seconds / 3600, "loss": mean_loss, "gradient_norm": norm}
+        trainer.mean_loss = loss if trainer.step == 1 else 0.99 * trainer.mean_loss + 0.01 * loss
+        row: dict[str, Any] = {
+            "step": trainer.step, "hours": trainer.seconds / 3600, "loss": trainer.mean_loss, "gradient_norm": norm,
+        }  # fmt: skip
         if trainer.step % validate_every == 0 or trainer.step == last:
             psnr = denoising_psnr(trainer.average, validation) if validation else []
             row |= {f"psnr_{s:g}": p for s, p in zip(VALIDATION_SIGMAS, psnr, strict=False)}
@@ -234,7 +249,8 @@ def train(
     trainer.save(state)
 
 
-def _read_log(path: Path) -> list[dict[str, str]]:
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a training log, as text; none where there is no log yet."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -243,6 +259,6 @@ def _read_log(path: Path) -> list[dict[str, str]]:
 
 def _write_log(path: Path, rows: list[dict[str, str]]) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[-1]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in rows for k in row)))
         writer.writeheader()
         writer.writerows(rows)

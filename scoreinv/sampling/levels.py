@@ -1,7 +1,7 @@
 """Noise levels: decreasing sequences σ_0 = σ_max > ... > σ_{n-1} = σ_min > σ_n = 0 that a sampler walks down.
 
-n is the number of steps; all but the last go from one positive level to the next, the last goes from σ_min to 0. Leave it
-out with `levels[:-1]`.
+n is the number of steps; all but the last go from one positive level to the next, the last goes from σ_min to 0. Leave
+it out with `levels[:-1]`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def sample(
         ValueError: fewer than two levels, levels that increase or are negative, or a wrong number of generators.
     """
     if sigmas.ndim != 1 or len(sigmas) < 2 or (sigmas.diff() > 0).any() or (sigmas[:-1] <= 0).any() or sigmas[-1] < 0:
-        raise ValueError(f"sample: expected two or more noise levels that do not increase, only the last may be 0; got {sigmas}")
+        raise ValueError(
+            f"sample: expected 2 or more noise levels that never increase, 0 at most as the last; got {sigmas}"
+        )
     if len(rngs) != x.shape[0]:
         raise ValueError(f"sample: a batch of {x.shape[0]} needs as many generators, got {len(rngs)}")
     if constrain is not None:
@@ -47,7 +49,7 @@ def sample(
     return _walk(denoise, x, sigmas.to(x), step, rngs)
 
 
-@torch.no_grad()  # on the function: inside a generator, `with torch.no_grad()` would leak to the caller between two iterates
+@torch.no_grad()  # a `with torch.no_grad()` inside a generator would leak to the caller between two iterates
 def _walk(denoise: Denoiser, x: Tensor, sigmas: Tensor, step: Step, rngs: Sequence[Generator]) -> Iterator[Tensor]:
     for sigma, sigma_next in itertools.pairwise(sigmas):
         x = step(denoise, x, sigma, sigma_next, rngs)

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Generator, Tensor
 
 from scoreinv.priors.denoiser import Denoiser
@@ -30,7 +31,7 @@ Constraint = Callable[[Tensor, Tensor, Sequence[Generator]], Tensor]
 
 
 def euler(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
-    """One Euler step of the probability flow, order 1; equals DDIM with eta = 0 (Song et al. 2020, arXiv:2010.02502)."""
+    """One Euler step of the probability flow, order 1; equals DDIM with eta = 0 (Song, Meng, Ermon 2020)."""
     slope = (x - denoise(x, sigma)) / sigma
     return x + (sigma_next - sigma) * slope
 
@@ -48,11 +49,13 @@ def heun(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: 
     return x + (sigma_next - sigma) * (slope + slope_at_end) / 2
 
 
-def reverse_diffusion(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
+def reverse_diffusion(
+    denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+) -> Tensor:
     """Reverse-diffusion predictor, order 1 in distribution: x + (σ² − σ'²) S + √(σ² − σ'²) z.
 
-    A step to 0 keeps noise of standard deviation σ: finish with `denoise(x, sigma)`. Song et al. 2021, arXiv:2011.13456,
-    algorithm 2.
+    A step to 0 keeps noise of standard deviation σ: finish with `denoise(x, sigma)`. Song et al. 2021,
+    arXiv:2011.13456, algorithm 2.
     """
     variance = sigma**2 - sigma_next**2
     score = (denoise(x, sigma) - x) / sigma**2
@@ -63,8 +66,8 @@ def reverse_diffusion(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: T
 class Ancestral:
     """x' = D + √(σ'² − c²) ε̂ + c z with c = η σ' √(1 − σ'² / σ²): the DDIM family.
 
-    η = 0 is `euler`; η = 1 is ancestral sampling, exact in distribution where x₀ given x is certain. Song, Meng, Ermon 2020,
-    arXiv:2010.02502, eqs. 12 and 16.
+    η = 0 is `euler`; η = 1 is ancestral sampling, exact in distribution where x₀ given x is certain. Song, Meng, Ermon
+    2020, arXiv:2010.02502, eqs. 12 and 16.
 
     Attributes:
         eta: share of fresh noise, in [0, 1].
@@ -91,8 +94,8 @@ class DPMSolver2M:
 
         h = ln(σ / σ'),  r = h_last / h,  D̃ = (1 + 1/2r) D − (1/2r) D_last,  x' = (σ'/σ) x + (1 − σ'/σ) D̃
 
-    The first step and a step to 0 are of order 1 (equal to `euler`). A call that does not go on where the last one ended
-    starts afresh, so one instance can serve several runs after each other. Lu et al. 2022, arXiv:2211.01095, algorithm 2.
+    The first step and a step to 0 are of order 1 (equal to `euler`). A call that does not go on where the last one
+    ended starts afresh, so one instance can serve several runs in turn. Lu et al. 2022, arXiv:2211.01095, algorithm 2.
     """
 
     def __init__(self) -> None:
@@ -116,8 +119,8 @@ class DPMSolver2M:
 class Langevin:
     """Langevin corrector at the level sigma (sigma_next is not looked at): x + ε S + √(2ε) z, ε = 2 (snr ‖z‖ / ‖S‖)².
 
-    Norms are of each member of the batch, unlike in the original, where they are averages over the batch and an image's step
-    depends on its mates. Song et al. 2021, arXiv:2011.13456, algorithm 4.
+    Norms are of each member of the batch, unlike in the original, where they are averages over the batch and an image's
+    step depends on its mates. Song et al. 2021, arXiv:2011.13456, algorithm 4.
 
     Attributes:
         snr: signal-to-noise ratio ‖ε S‖ / ‖√(2ε) z‖ of a step.
@@ -168,4 +171,4 @@ def constrained(step: Step, constrain: Constraint) -> Step:
 
 def _norm(x: Tensor) -> Tensor:
     """Euclidean norm of each member of a batch, shaped to broadcast."""
-    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *[1] * (x.ndim - 1))

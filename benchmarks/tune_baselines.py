@@ -1,0 +1,194 @@
+"""Which settings of the classical methods give the best PSNR on the validation patients? Writes scoreinv/baselines/tuned.json.
+
+One middle slice a patient, 256 x 256; parallel beam, 23 views over 180 degrees (end point left out), 363 detectors as wide as
+the pixels; noise-free and with Gaussian noise of 0.5 % of mean |y|. The criterion is the mean over patients of the PSNR on the
+window of −1000 to 1000 HU mapped to [0, 1], range 1. Every method is tuned by this protocol, each noise level on its own:
+
+    FBP             the best of the windows
+    SIRT, CGLS      one run scores every number of iterations (the mean's maximum, not each patient's)
+    FISTA           a grid over log10(weight), then golden-section search around its best point
+
+    SCOREINV_DATA=... python benchmarks/tune_baselines.py --patients 14 --refine 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreinv import plugins
+from scoreinv.baselines import tuned
+from scoreinv.files.atomic import replacing
+from scoreinv.metrics import psnr, window
+from scoreinv.problem import Method, Problem, simulate
+from scoreinv.units import MU_WATER_PER_MM, hu_from_mu, mu_from_hu
+
+WINDOWS = ("ramp", "shepp-logan", "cosine", "hann")
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def middle_slices(path: Path, patients: int) -> tuple[Tensor, list[float], list[str]]:
+    """HU (patients, H, W), pixel sizes [mm] and names; patients in the order of the file."""
+    with h5py.File(path, "r") as file:
+        names = [name.decode() for name in file["patient"][:]]
+        chosen = list(dict.fromkeys(names))[:patients]
+        rows = [np.flatnonzero(np.array(names) == name) for name in chosen]
+        middle = [int(r[len(r) // 2]) for r in rows]
+        hu = np.stack([file["hu"][k] for k in middle]).astype(np.float32)
+        return torch.from_numpy(hu), [float(file["pixel_mm"][k]) for k in middle], chosen
+
+
+def scores(x: Tensor, problem: Problem) -> Tensor:
+    """PSNR [dB] of attenuation images."""
+    assert problem.truth is not None
+    return psnr(window(hu_from_mu(x)), window(hu_from_mu(problem.truth)), 1.0)
+
+
+def mean_score(method: Method, problems: list[Problem]) -> float:
+    rng = torch.Generator().manual_seed(0)
+    return float(np.mean([float(scores(method(p, rng)[0], p)) for p in problems]))
+
+
+def best_count(name: str, problems: list[Problem], most: int) -> dict[str, Any]:
+    """The number of iterations with the best mean PSNR."""
+    curves = []
+    for problem in problems:
+        iterates: Iterator[Tensor] = plugins.get("methods", name)().iterates(problem)
+        curve = [float(scores(x[0], problem)) for x in islice(iterates, most)]
+        curves.append(curve + curve[-1:] * (most - len(curve)))
+    mean = np.mean(curves, axis=0)
+    best = int(mean.argmax())
+    grid = [
+        [k, round(float(mean[k - 1]), 3)]
+        for k in sorted({1, 2, 5, 10, 20, 30, 50, 100, 200, most, best + 1})
+        if k <= most
+    ]
+    return {"iterations": best + 1, "psnr": round(float(mean[best]), 3), "grid": grid}
+
+
+def best_weight(
+    make: Callable[[float], Method], problems: list[Problem], grid: list[float], refine: int
+) -> dict[str, Any]:
+    """The weight with the best mean PSNR: a grid over its logarithm, then `refine` golden-section steps beside the best point."""
+    found: dict[float, float] = {}
+
+    def score(log: float) -> float:
+        if log not in found:
+            found[log] = mean_score(make(10**log), problems)
+            print(f"        weight {10**log:.3g}: {found[log]:.3f} dB", flush=True)
+        return found[log]
+
+    logs = sorted(math.log10(w) for w in grid)
+    best = max(range(len(logs)), key=lambda k: score(logs[k]))
+    low, high = logs[max(best - 1, 0)], logs[min(best + 1, len(logs) - 1)]
+    for _ in range(refine):
+        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        low, high = (low, right) if score(left) > score(right) else (left, high)
+    log = max(found, key=found.__getitem__)
+    if log in (logs[0], logs[-1]):
+        print("        WARNING: the best weight lies at the end of the grid: widen it")
+    return {
+        "weight": float(f"{10**log:.4g}"),
+        "psnr": round(found[log], 3),
+        "grid": [[float(f"{10**k:.4g}"), round(v, 3)] for k, v in sorted(found.items())],
+    }
+
+
+def tune(name: str, problems: list[Problem], options: argparse.Namespace) -> dict[str, Any]:
+    """The best setting of one method at one noise level, with what was tried."""
+    cls = plugins.get("methods", name)
+    if name == "fbp":
+        tried = [[w, round(mean_score(cls(window=w), problems), 3)] for w in WINDOWS]
+        best = max(tried, key=lambda row: row[1])
+        return {"window": best[0], "psnr": best[1], "grid": tried}
+    if name in ("sirt", "cgls"):
+        return best_count(name, problems, options.most_iterations)
+    made = cls(weight=1.0)
+    found = best_weight(
+        lambda w: cls(weight=w, max_iterations=options.fista_iterations), problems, options.weights, options.refine
+    )
+    return found | {"max_iterations": options.fista_iterations, "method": repr(made).replace("weight=1.0, ", "")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patients", type=int, default=14)
+    parser.add_argument("--methods", nargs="+", default=["fbp", "sirt", "cgls", "fista_tv", "fista_wavelet"])
+    parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.005], help="standard deviation over mean |y|")
+    parser.add_argument("--weights", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1], help="the grid")
+    parser.add_argument("--refine", type=int, default=4, help="golden-section steps after the grid")
+    parser.add_argument("--fista-iterations", type=int, default=500)
+    parser.add_argument("--most-iterations", type=int, default=300, help="of SIRT and CGLS")
+    parser.add_argument("--output", type=Path, default=tuned.PATH)
+    options = parser.parse_args()
+    if "SCOREINV_DATA" not in os.environ:
+        sys.exit("set SCOREINV_DATA to the folder that holds ct/val.h5")
+    hu, pixels, names = middle_slices(Path(os.environ["SCOREINV_DATA"]) / "ct" / "val.h5", options.patients)
+    result = json.loads(options.output.read_text()) if options.output.exists() else {"methods": {}}
+    for noise in options.noise:
+        problems = list(simulated(hu, pixels, noise))
+        tau = float(torch.cat([tuned.noise_level(p, MU_WATER_PER_MM) for p in problems]).square().mean().sqrt())
+        for name in options.methods:
+            start = time.time()
+            print(f"{name}, noise {noise:g} (tau {tau:.4g})", flush=True)
+            try:
+                row = {"relative_noise": noise, "tau": tau} | tune(name, problems, options) | provenance(names)
+            except ValueError as error:
+                print(f"    skipped: {error}")
+                continue
+            rows = [r for r in result["methods"].get(name, []) if r["relative_noise"] != noise]
+            result["methods"][name] = sorted([*rows, row], key=lambda r: r["tau"])
+            print(
+                f"    {row['psnr']:.2f} dB with {row.get('weight') or row.get('iterations') or row['window']}, {time.time() - start:.0f} s",
+                flush=True,
+            )
+            with replacing(options.output) as path:
+                path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def simulated(hu: Tensor, pixels: list[float], noise: float) -> Iterator[Problem]:
+    """One problem a patient, each with its own pixel size and noise."""
+    parallel = plugins.get("operators", "parallel_beam_ct")
+    for k, (image, pixel) in enumerate(zip(hu, pixels, strict=True)):
+        angles = [math.pi * v / 23 for v in range(23)]
+        A = parallel(tuple(image.shape), angles, 363, pixel_mm=pixel, detector_mm=pixel)
+        rng = torch.Generator().manual_seed(k)
+        yield simulate(A, mu_from_hu(image)[None], rng, relative_noise=noise)
+
+
+def provenance(patients: list[str]) -> dict[str, Any]:
+    try:
+        installed = version("scoreinv")
+    except PackageNotFoundError:
+        installed = "not installed"
+    return {
+        "provenance": {
+            "data": "ct/val.h5, middle slice of each patient",
+            "geometry": "parallel beam, 23 views over 180 degrees, 363 detectors, 256 x 256, linear weights",
+            "patients": patients,
+            "criterion": "mean PSNR [dB] on -1000..1000 HU mapped to [0, 1], range 1",
+            "date": datetime.date.today().isoformat(),
+            "command": shlex.join(["python", "benchmarks/tune_baselines.py", *sys.argv[1:]]),
+            "version": {"scoreinv": installed, "torch": torch.__version__},
+        }
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from scoreinv.cli import main
+
+raise SystemExit(main())

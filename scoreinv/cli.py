@@ -1,0 +1,279 @@
+"""The command line: parse, call the library, print. Angles are in degrees here, in radians in the library."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples:
+  scoreinv demo
+  scoreinv simulate slice.dcm --operator parallel_beam_ct --views 23 --noise 0.005 --out scan.h5
+  scoreinv reconstruct scan.h5 --samples 8 --picture recon.png
+  scoreinv reconstruct synchrotron.h5 --detector-mm 0.0065 --binning 2
+  scoreinv train images.h5 --validation others.h5 --out runs/first --hours 2
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    warnings.showwarning = _warn
+    from scoreinv import progress
+
+    try:
+        with progress.quiet() if arguments.quiet else contextlib.nullcontext():
+            arguments.run(arguments)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"scoreinv: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("scoreinv: interrupted; no result was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, FutureWarning)):
+        print(f"scoreinv: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="scoreinv", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Medical-imaging inverse problems with score-based priors: from a projection file to a reconstruction.",
+    )  # fmt: skip
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_demo, _add_simulate, _add_reconstruct, _add_train, _add_info, _add_list):
+        command = add(commands)
+        command.add_argument("--quiet", action="store_true", help="no progress bars, results only")
+    return top
+
+
+def _version() -> str:
+    from scoreinv.files.versions import package_version
+
+    return f"scoreinv {package_version()}"
+
+
+def _add_demo(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "demo", help="simulate 23 views of a real CT slice and reconstruct it",
+        description="Takes the CT slice that ships with pydicom, simulates 23 noisy views of it, reconstructs it with the score "
+        "prior, FBP and FISTA-TV, and writes the scan, the reconstruction and a picture.",
+    )  # fmt: skip
+    p.add_argument("--out", type=Path, default=Path("scoreinv-demo"), metavar="FOLDER", help="where results go (%(default)s)")
+    p.add_argument("--views", type=int, default=23, help="number of views over 180 degrees (%(default)s)")
+    p.add_argument("--samples", type=int, help="posterior draws for mean and uncertainty")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    p.set_defaults(run=_demo)
+    return p
+
+
+def _demo(a: argparse.Namespace) -> None:
+    from scoreinv.demo import demo
+
+    print(demo(a.out, n_views=a.views, samples=a.samples, seed=a.seed))
+
+
+def _add_simulate(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "simulate", help="make a scan file from an image", description="Makes a scan file, truth included, from an image: DICOM, NIfTI, "
+        "HDF5, PNG, TIFF or .npy in Hounsfield units (a colour picture for operators on colour).",
+    )  # fmt: skip
+    p.add_argument("image", type=Path, help="the image, or the folder of one DICOM series")
+    p.add_argument("--out", type=Path, required=True, metavar="SCAN.h5", help="scan file to write")
+    p.add_argument("--operator", default="parallel_beam_ct", metavar="NAME", help="see `scoreinv list` (%(default)s)")
+    p.add_argument("--slice", type=int, metavar="K", help="of a series or volume: this slice alone; negative counts from the end")
+    p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm], for files that do not state it")
+    p.add_argument("--mu-water", type=float, metavar="PER_MM", help="attenuation of water [1/mm] (0.0193, at 70 keV)")
+    geometry = p.add_argument_group("CT geometry")
+    geometry.add_argument("--views", type=int, help="number of views (23)")
+    geometry.add_argument("--arc", type=float, metavar="DEG", help="angle covered by them [degrees] (180; 360 for fan beams)")
+    geometry.add_argument("--start", type=float, metavar="DEG", help="angle of the first view [degrees] (0)")
+    geometry.add_argument("--detectors", type=int, help="number of detector cells (as many as see the whole image)")
+    geometry.add_argument("--detector-mm", type=float, help="width of a detector cell [mm]")
+    geometry.add_argument("--detector-offset-mm", type=float, help="shift of the detector's centre off the axis [mm]")
+    geometry.add_argument("--source-origin-mm", type=float, help="fan beam: source to rotation axis [mm]")
+    geometry.add_argument("--origin-detector-mm", type=float, help="fan beam: rotation axis to detector [mm]")
+    noise = p.add_mutually_exclusive_group()
+    noise.add_argument("--noise", type=float, default=0.0, metavar="R", help="Gaussian, standard deviation R x mean of the data (0)")
+    noise.add_argument("--photons", type=float, metavar="N", help="Poisson counts, N photons a ray without an object")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further arguments of the operator")
+    p.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    p.set_defaults(run=_simulate)
+    return p
+
+
+def _simulate(a: argparse.Namespace) -> None:
+    import math
+
+    from scoreinv.configure import parse_settings
+    from scoreinv.files.reconstruction import check_writable
+    from scoreinv.files.scan import write_scan
+    from scoreinv.simulation import simulate_scan
+    from scoreinv.units import MU_WATER_PER_MM
+
+    check_writable(a.out)
+    geometry = {
+        "n_views": a.views, "n_detectors": a.detectors, "detector_mm": a.detector_mm,
+        "arc": None if a.arc is None else math.radians(a.arc), "start": None if a.start is None else math.radians(a.start),
+        "detector_offset_mm": a.detector_offset_mm,
+        "source_origin_mm": a.source_origin_mm, "origin_detector_mm": a.origin_detector_mm,
+    }  # fmt: skip
+    arguments = {k: v for k, v in geometry.items() if v is not None} | parse_settings(a.set)
+    scan = simulate_scan(
+        a.image, a.operator, arguments, index=a.slice, pixel_mm=a.pixel_mm, relative_noise=a.noise, photons=a.photons,
+        seed=a.seed, mu_water_per_mm=a.mu_water or MU_WATER_PER_MM,
+    )  # fmt: skip
+    write_scan(a.out, scan)
+    print(f"{a.out}: data {tuple(scan.problem.y.shape)} of {a.operator}")
+
+
+def _add_reconstruct(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "reconstruct", help="reconstruct a scan file",
+        description="Reconstructs a scan (scoreinv's own HDF5, or DXchange) and writes mean, standard deviation, draws, the fit to "
+        "the data and all settings. Without options it does what suits the operator and the noise.",
+    )  # fmt: skip
+    p.add_argument("scan", type=Path, help="scan file")
+    p.add_argument("--out", type=Path, metavar="RECON.h5", help="result (the scan's name with .recon.h5)")
+    p.add_argument("--picture", type=Path, metavar="PICTURE.png", help="also draw reconstruction, uncertainty, FBP (truth and error)")
+    p.add_argument("--method", metavar="NAME", help="see `scoreinv list`; the default suits the scan")
+    p.add_argument("--samples", type=int, metavar="M", help="draws from the posterior, for mean and standard deviation")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    p.add_argument("--prior", type=Path, metavar="FILE.safetensors", help="another prior than the shipped one")
+    p.add_argument("--noise-std", type=float, metavar="S", help="standard deviation of the data's noise, instead of the file's")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of the method")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    d = p.add_argument_group("DXchange files")
+    d.add_argument("--row", type=int, help="detector row to reconstruct (the middle one)")
+    d.add_argument("--centre", type=float, metavar="COLUMN", help="column of the rotation axis (found from the data)")
+    d.add_argument("--detector-mm", type=float, help="width of a detector bin [mm], for files that do not state it")
+    d.add_argument("--binning", type=int, metavar="N", help="add up N neighbouring bins (1)")
+    d.add_argument("--every", type=int, metavar="N", help="take every N-th view")
+    p.set_defaults(run=_reconstruct)
+    return p
+
+
+def _reconstruct(a: argparse.Namespace) -> None:
+    import dataclasses
+
+    from scoreinv import configure, plugins
+    from scoreinv.files.dxchange import read_any_scan
+    from scoreinv.files.reconstruction import check_writable, write_reconstruction
+    from scoreinv.reconstruction import reconstruct
+    from scoreinv.report import draw, summary
+
+    out = a.out or a.scan.with_suffix(".recon.h5")
+    if out.exists() and a.scan.exists() and out.samefile(a.scan):
+        raise ValueError(f"--out {out}: is the scan itself, which would be lost; give another name")
+    for path in filter(None, (out, a.picture)):
+        check_writable(path)
+    if a.method:
+        plugins.get("methods", a.method)
+    _check_device(a.device)
+    views = None if a.every is None else slice(None, None, a.every)
+    scan = read_any_scan(a.scan, row=a.row, centre=a.centre, detector_mm=a.detector_mm, binning=a.binning, views=views)
+    if a.noise_std is not None:
+        scan = dataclasses.replace(scan, problem=dataclasses.replace(scan.problem, noise_std=a.noise_std), noise_known=True)
+    result = reconstruct(
+        scan, a.method, samples=a.samples, seed=a.seed, prior=a.prior, settings=configure.parse_settings(a.set), device=a.device
+    )
+    write_reconstruction(out, result)
+    print(f"{out}: {summary(result)}")
+    if a.picture:
+        draw(a.picture, result)
+        print(a.picture)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: this torch {torch.__version__} finds no CUDA device; use --device cpu")
+    torch.device(device) if device in ("cpu", "cuda") or device.startswith("cuda:") else _no_device(device)
+
+
+def _no_device(device: str) -> None:
+    raise ValueError(f"--device {device!r}: expected cpu, cuda or cuda:K")
+
+
+def _add_train(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "train", help="train a score prior", description="Trains a prior on CT images in Hounsfield units (HDF5 with `hu` and `patient`, "
+        "DICOM series, NIfTI). A run goes on where the last one in the same folder stopped, also after kill -9.",
+    )  # fmt: skip
+    p.add_argument("data", nargs="+", type=Path, help="files or folders of training images")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished prior")
+    p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
+    p.add_argument("--steps", type=int, help="length of the schedule (20000)")
+    p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
+    p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
+    p.add_argument("--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)")
+    p.add_argument("--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the network")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="other training settings: batch_size, crop, lr, ema ...")
+    p.add_argument("--network", action="append", default=[], metavar="KEY=VALUE", help="network settings: widths=[32,64], attention=[1] ...")
+    p.set_defaults(run=_train)
+    return p
+
+
+def _train(a: argparse.Namespace) -> None:
+    from scoreinv import configure
+    from scoreinv.priors.run import train_prior
+
+    _check_device(a.device)
+    settings: dict[str, Any] = {"seed": a.seed, "bfloat16": a.bfloat16, "compile": a.compile}
+    if a.steps is not None:
+        settings["steps"] = a.steps
+    settings |= configure.parse_settings(a.set)
+    prior = train_prior(
+        a.data, a.out, validation=a.validation, training=settings, network=configure.parse_settings(a.network), hours=a.hours,
+        checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
+    )  # fmt: skip
+    print(prior)
+
+
+def _add_info(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "info", help="say what a file holds", description="Says what a scan, a reconstruction, a prior or an image holds."
+    )
+    p.add_argument("file", type=Path, nargs="?", help="the file (default: the shipped prior)")
+    p.set_defaults(run=_info)
+    return p
+
+
+def _info(a: argparse.Namespace) -> None:
+    from scoreinv.report import describe_file
+
+    print(describe_file(a.file))
+
+
+def _add_list(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "list", help="list operators and methods", description="Lists operators and methods, those of installed plugins included."
+    )
+    p.add_argument("kind", nargs="?", choices=["operators", "methods"], help="only these")
+    p.set_defaults(run=_list)
+    return p
+
+
+def _list(a: argparse.Namespace) -> None:
+    from scoreinv.report import listing
+
+    print(listing([a.kind] if a.kind else ["operators", "methods"]))

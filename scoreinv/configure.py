@@ -1,0 +1,120 @@
+"""Operators and methods from plain arguments, as they come from a command line, a file or a table of settings.
+
+A dataclass's constructor is its configuration, so this is only name-checking with good errors. An operator class may have a
+classmethod `for_image(shape, pixel_mm, **arguments)`, whose keyword arguments are then what users give (CT: n_views, arc ...)
+instead of the constructor's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from scoreinv import plugins
+from scoreinv.linop import LinearOperator
+from scoreinv.priors.denoiser import Denoiser
+from scoreinv.problem import Method
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """{"key": value} from "key=value" texts; values are JSON where they parse as such, text otherwise.
+
+    Raises:
+        ValueError: a pair has no "=".
+    """
+    out = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"a setting is written key=value, got {pair!r}")
+        try:
+            out[key.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            out[key.strip()] = text
+    return out
+
+
+def operator_for_image(name: str, shape: tuple[int, ...], pixel_mm: float, arguments: Mapping[str, Any]) -> LinearOperator:
+    """The registered operator, fitted to images of a shape.
+
+    Args:
+        name: of the operator.
+        shape: of the image: (H, W), or (3, H, W) for colour.
+        pixel_mm: side of a pixel [mm].
+        arguments: of `for_image` where the class has it, else of the constructor; the fields `image_shape` and `pixel_mm`
+            are filled in.
+
+    Raises:
+        ValueError: unknown name, or unknown, missing or refused arguments.
+    """
+    cls = plugins.get("operators", name)
+    what = f"operator {name!r}"
+    build: Callable[..., LinearOperator]
+    if hasattr(cls, "for_image"):
+        build, automatic = cls.for_image, {"shape": shape, "pixel_mm": pixel_mm}
+    else:
+        known = {f.name for f in dataclasses.fields(cls)}
+        build, automatic = cls, {k: v for k, v in (("image_shape", shape), ("pixel_mm", pixel_mm)) if k in known}
+    plain = {k: _as_tuple(v) for k, v in arguments.items()}  # JSON knows lists only, a frozen operator holds tuples
+    return call(what, build, {**automatic, **plain})
+
+
+def method(name: str, settings: Mapping[str, Any], prior: Callable[[], Denoiser]) -> Method:
+    """The registered method with these settings; `prior` is called only if the method has a field of that name.
+
+    Raises:
+        ValueError: unknown name, or unknown, missing or refused settings.
+    """
+    cls = plugins.get("methods", name)
+    if "prior" in settings and needs_prior(name):
+        raise ValueError(f"method {name!r}: the prior is no setting; give its file with --prior FILE.safetensors")
+    automatic = {"prior": prior()} if needs_prior(name) else {}
+    built: Method = call(f"method {name!r}", cls, {**settings, **automatic})
+    return built
+
+
+def has_setting(method_name: str, setting: str) -> bool:
+    """Whether a method's constructor takes this setting."""
+    return setting in inspect.signature(plugins.get("methods", method_name)).parameters
+
+
+def needs_prior(method_name: str) -> bool:
+    """Whether a method is built on a prior."""
+    return has_setting(method_name, "prior")
+
+
+def settings_of(built: Method) -> dict[str, Any]:
+    """The resolved settings of a method as plain values, without its prior."""
+    if not dataclasses.is_dataclass(built):
+        return {}
+    values = {f.name: getattr(built, f.name) for f in dataclasses.fields(built) if f.name != "prior"}
+    return {k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in values.items()}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
+
+
+def call(what: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """build(**arguments), with unknown and missing names said in one sentence.
+
+    Raises:
+        ValueError: names the argument; the nearest known one for an unknown.
+    """
+    parameters = inspect.signature(build).parameters
+    for key in arguments:
+        if key not in parameters:
+            near = difflib.get_close_matches(key, parameters, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{what} has no setting {key!r}.{hint} Known: {', '.join(sorted(parameters))}")
+    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
+    if missing:
+        raise ValueError(f"{what} needs {', '.join(missing)}: give --set {missing[0]}=VALUE")
+    try:
+        return build(**arguments)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{what} refuses its settings: {error}") from error

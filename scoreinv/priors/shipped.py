@@ -1,0 +1,49 @@
+"""The CT prior that ships with the package, and its fitting to attenuation in 1/mm."""
+
+from __future__ import annotations
+
+import functools
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoreinv.priors.checkpoint import load_prior
+from scoreinv.priors.denoiser import NetworkPrior, Rescaled
+from scoreinv.priors.network import EDMDenoiser
+from scoreinv.units import MU_WATER_PER_MM
+
+SHIPPED = "ct-256"
+
+
+def prior_path(path: str | Path | None = None) -> Path:
+    """The file of a prior: the given one, or the shipped one."""
+    return Path(path) if path is not None else Path(str(files("scoreinv.priors.weights"))) / f"{SHIPPED}.safetensors"
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: Path, device: str) -> tuple[EDMDenoiser, dict[str, Any]]:
+    model, card = load_prior(path)
+    return model.to(device, memory_format=torch.channels_last), card
+
+
+def ct_prior(path: str | Path | None = None, *, mu_water_per_mm: float = MU_WATER_PER_MM, device: str = "cpu") -> Rescaled:
+    """A prior of CT images in attenuation [1/mm].
+
+    Args:
+        path: a .safetensors file whose network works in u = HU / 1000; by default the shipped one.
+        mu_water_per_mm: attenuation of water, which u = 0 stands for [1/mm].
+        device: where the weights go.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_prior`.
+    """
+    model, _ = _loaded(prior_path(path), device)
+    return Rescaled(NetworkPrior(model), mu_water_per_mm, mu_water_per_mm)
+
+
+def prior_card(path: str | Path | None = None) -> dict[str, Any]:
+    """What identifies a prior in a result: its name and the checksum of its weights."""
+    _, card = _loaded(prior_path(path), "cpu")
+    return {"name": prior_path(path).stem, "sha256": card["sha256"]}

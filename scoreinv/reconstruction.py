@@ -1,0 +1,144 @@
+"""From a scan to a reconstruction: choose the method, know the noise, solve, judge the fit to the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreinv import configure, metrics
+from scoreinv.files.reconstruction import Reconstruction
+from scoreinv.files.scan import Scan
+from scoreinv.noise import estimate_noise_std
+from scoreinv.priors.denoiser import Counted
+from scoreinv.priors.shipped import ct_prior, prior_card
+from scoreinv.problem import Problem
+
+DEFAULT = "proximal"
+WITHOUT_PRIOR = "fista_tv"
+
+
+def mean_image(problem: Problem) -> float:
+    """About the mean of the images: mean data over what an image of ones would give."""
+    A = problem.A
+    return float(problem.y.mean() / A(torch.ones(A.in_shape, dtype=problem.y.dtype)).mean().clamp(min=1e-30))
+
+
+def looks_clinical(scan: Scan) -> bool:
+    """Whether images are gray and attenuate like people on a table: on average between 1/20 of water and 3 times water."""
+    return len(scan.problem.A.in_shape) == 2 and 0.05 < mean_image(scan.problem) / scan.mu_water_per_mm < 3
+
+
+def default_method(scan: Scan) -> str:
+    """The method for a scan whose user names none: the CT prior where the images look like its own, total variation elsewhere."""
+    if looks_clinical(scan):
+        return DEFAULT
+    if len(scan.problem.A.in_shape) == 2:
+        warnings.warn(
+            f"the images attenuate {mean_image(scan.problem):.3g} per mm on average, water {scan.mu_water_per_mm:g}: not what the CT "
+            f"prior knows, so {WITHOUT_PRIOR} is taken; choose with --method, or state the attenuation of water in the scan",
+            stacklevel=2,
+        )
+    return WITHOUT_PRIOR
+
+
+def known_noise(scan: Scan) -> Problem:
+    """The scan's problem, with the noise estimated from the data where the file does not state it."""
+    if scan.noise_known:
+        return scan.problem
+    problem = scan.problem
+    std = torch.as_tensor(estimate_noise_std(problem.y))
+    std = std.reshape(*problem.batch_shape, *(1,) * len(problem.A.out_shape)) if std.ndim else float(std)
+    return dataclasses.replace(problem, noise_std=std)
+
+
+def reconstruct(
+    scan: Scan,
+    method: str | None = None,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    prior: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> Reconstruction:
+    """Reconstruct the images of a scan.
+
+    Args:
+        scan: the data; its truth is passed on to the result and not looked at.
+        method: name of a registered method; by default the one that suits the operator.
+        samples: number of draws from the posterior, for methods that draw.
+        seed: of everything random.
+        prior: a .safetensors file; by default the CT prior that ships with the package.
+        settings: arguments of the method's constructor.
+        device: where to compute.
+
+    Returns:
+        The reconstruction, on the CPU.
+
+    Raises:
+        ValueError: no such method or setting, or the method cannot solve this problem.
+    """
+    name = method or default_method(scan)
+    given = dict(settings or {})
+    if samples is not None:
+        if not configure.has_setting(name, "samples"):
+            raise ValueError(f"method {name!r} gives one image, no samples; leave --samples out or take {DEFAULT!r}")
+        given["samples"] = samples
+    if configure.has_setting(name, "unit") and not looks_clinical(scan):
+        given.setdefault("unit", abs(mean_image(scan.problem)) or 1.0)
+    counted: list[Counted] = []
+
+    def load() -> Counted:
+        counted.append(Counted(ct_prior(prior, mu_water_per_mm=scan.mu_water_per_mm, device=device)))
+        return counted[0]
+
+    solver = configure.method(name, given, load)
+    problem = known_noise(scan)
+    on_device = _to(problem, device)
+    started = time.perf_counter()
+    with torch.no_grad():
+        draws = solver(on_device, torch.Generator().manual_seed(seed)).cpu()
+    seconds = time.perf_counter() - started
+    if not torch.isfinite(draws).all():
+        raise ValueError(f"method {name!r} diverged (NaN or infinite pixels): check its settings and the scan's geometry and noise")
+    n_images = max(1, problem.y.numel() // max(1, int(torch.tensor(problem.A.out_shape).prod())))
+    noise = problem.noise_std
+    record = {
+        "method": name,
+        **configure.settings_of(solver),
+        "noise_std": float(noise) if not isinstance(noise, Tensor) or noise.ndim == 0 else [float(noise.min()), float(noise.max())],
+        "noise_estimated": not scan.noise_known,
+        "seconds": seconds,
+        "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
+        "prior": prior_card(prior) if counted else None,
+        "device": device,
+    }
+    gray_ct = len(problem.A.in_shape) == 2
+    return Reconstruction(
+        draws,
+        metrics.chi_squared(problem, draws.mean(dim=0)),
+        record,
+        seed,
+        getattr(problem.A, "pixel_mm", None),
+        scan.mu_water_per_mm if gray_ct else None,
+        problem.truth,
+        _fbp(problem),
+    )
+
+
+def _fbp(problem: Problem) -> Tensor | None:
+    """Filtered back-projection for comparison, where the operator has one."""
+    fbp = getattr(problem.A, "fbp", None)
+    return None if fbp is None else fbp(problem.y)
+
+
+def _to(problem: Problem, device: str) -> Problem:
+    std = problem.noise_std.to(device) if isinstance(problem.noise_std, Tensor) else problem.noise_std
+    return Problem(problem.A, problem.y.to(device), std)

@@ -1,0 +1,144 @@
+"""What the command line says about files and results, in words and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoreinv import metrics, plugins
+from scoreinv.files.images import read_image
+from scoreinv.files.dxchange import read_any_scan
+from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
+from scoreinv.files.reconstruction import Reconstruction, read_reconstruction
+from scoreinv.priors.checkpoint import load_prior
+from scoreinv.priors.shipped import prior_path
+from scoreinv.units import hu_from_mu
+
+
+def scores(image_hu: Tensor, truth_hu: Tensor) -> tuple[float, float]:
+    """PSNR and SSIM (Gaussian 11 x 11) on the window of -1000 to 1000 HU mapped to [0, 1], range 1; mean over slices."""
+    x, ref = metrics.window(image_hu), metrics.window(truth_hu)
+    return float(metrics.psnr(x, ref, 1.0).mean()), float(metrics.ssim(x, ref, 1.0).mean())
+
+
+def summary(r: Reconstruction) -> str:
+    """One line: method, samples, cost, fit to the data, and errors where the truth is known."""
+    s = r.settings
+    parts = [str(s.get("method", "?")), f"{len(r.samples)} image{'s' if len(r.samples) > 1 else ''}"]
+    if s.get("network_evaluations_per_image"):
+        parts.append(f"{s['network_evaluations_per_image']:g} network evaluations")
+    if "seconds" in s:
+        parts.append(f"{s['seconds']:.1f} s")
+    if r.chi2 is not None:
+        parts.append(f"{'relative residual' if s.get('noise_std') == 0 else 'chi^2'} {float(r.chi2.mean()):.3g}")
+    if r.truth is not None and r.mu_water_per_mm is not None:
+        psnr, ssim = scores(r.mean_hu, hu_from_mu(r.truth, r.mu_water_per_mm))
+        parts.append(f"PSNR {psnr:.2f} dB, SSIM {ssim:.3f} against the truth")
+    return ", ".join(parts)
+
+
+def draw(path: Path, r: Reconstruction) -> None:
+    """The picture of a reconstruction (of the middle slice of several).
+
+    Raises:
+        ValueError: the images are not gray CT.
+    """
+    from scoreinv.pictures import reconstruction_picture
+
+    if r.mu_water_per_mm is None:
+        raise ValueError("--picture shows CT images in Hounsfield units; this operator's images have none")
+    mu_water = r.mu_water_per_mm
+
+    def middle(image: Tensor | None) -> Tensor | None:
+        if image is None:
+            return None
+        return image if image.ndim == 2 else image[image.shape[0] // 2]
+
+    def hu(image: Tensor | None) -> Tensor | None:
+        image = middle(image)
+        return None if image is None else hu_from_mu(image, mu_water)
+
+    std = middle(r.std)
+    mean_hu = middle(r.mean_hu)
+    assert mean_hu is not None
+    reconstruction_picture(
+        path, mean_hu=mean_hu, std_hu=None if std is None else 1000 * std / mu_water, fbp_hu=hu(r.fbp), truth_hu=hu(r.truth),
+        title=str(r.settings.get("method", "")), pixel_mm=r.pixel_mm,
+    )  # fmt: skip
+
+
+def listing(kinds: Sequence[str]) -> str:
+    """Names of operators and methods with the first line of what their class says."""
+    lines = []
+    for kind in kinds:
+        lines.append(f"{kind}:")
+        for name in plugins.names(kind):
+            lines.append(f"  {name:18s} {_first_line_about(kind, name)}".rstrip())
+    return "\n".join(lines)
+
+
+def _first_line_about(kind: str, name: str) -> str:
+    """Of the class's docstring; for a plugin that cannot be imported, why."""
+    try:
+        return ((plugins.get(kind, name).__doc__ or "").strip().splitlines() or [""])[0]
+    except ValueError as error:
+        return f"({error})"
+
+
+def describe_file(path: Path | None) -> str:
+    """What a scan, a reconstruction, a prior or an image holds.
+
+    Raises:
+        ValueError, OSError: the file is none of these.
+    """
+    if path is None or path.suffix == ".safetensors":
+        return _describe_prior(prior_path(path))
+    if path.is_file():
+        import h5py
+
+        if h5py.is_hdf5(path):
+            with h5py.File(path, "r") as file:
+                kind, is_images = file.attrs.get("format"), "hu" in file
+            if kind == RECONSTRUCTION:
+                return _describe_reconstruction(path)
+            if not is_images:
+                return _describe_scan(path)
+    images = read_image(path, 1.0 if path.suffix in (".npy", ".png", ".tif", ".tiff") else None)
+    n, h, w = images.hu.shape
+    return f"{path}: CT, {n} slices of {h} x {w}, pixels of {images.pixel_mm:g} mm, {images.hu.min():.0f} to {images.hu.max():.0f} HU"
+
+
+def _describe_prior(path: Path) -> str:
+    model, card = load_prior(path)
+    n = sum(p.numel() for p in model.parameters())
+    return f"{path.name}: prior, {n / 1e6:.2f} million weights\n{json.dumps(card, indent=2)}"
+
+
+def _describe_scan(path: Path) -> str:
+    scan = read_any_scan(path)
+    p = scan.problem
+    std = torch.as_tensor(p.noise_std)
+    noise = f"{float(std.min()):.4g}" + (f" to {float(std.max()):.4g}" if std.numel() > 1 else "")
+    lines = [
+        f"{path}: scan, data {tuple(p.y.shape)}, {float(p.y.min()):.4g} to {float(p.y.max()):.4g}",
+        f"operator: {_short(p.A)}",
+        f"noise: standard deviation {noise}" if scan.noise_known else "noise: not stated, to be estimated from the data",
+        f"photons: {scan.photons:g}" if scan.photons else "",
+        f"truth: {'stored' if p.truth is not None else 'unknown'}",
+        f"info: {json.dumps(scan.info)}" if scan.info else "",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _describe_reconstruction(path: Path) -> str:
+    r = read_reconstruction(path)
+    return f"{path}: reconstruction, samples {tuple(r.samples.shape)}, {summary(r)}\nsettings: {json.dumps(r.settings)}\nversions: {json.dumps(r.versions)}"
+
+
+def _short(operator: object, limit: int = 300) -> str:
+    text = repr(operator)
+    return text if len(text) <= limit else f"{text[:limit]} ..."

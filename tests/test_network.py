@@ -1,0 +1,110 @@
+"""The score network: shapes, preconditioning, and that a batch is nothing but its members."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from scoreinv.priors.network import EDMDenoiser, UNetConfig
+
+SMALL = UNetConfig(widths=(16, 64), attention=(1,), embedding=32)
+
+
+def untrained(config: UNetConfig = SMALL) -> EDMDenoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return EDMDenoiser(config).eval().requires_grad_(False)
+
+
+def trained(config: UNetConfig = SMALL) -> EDMDenoiser:
+    """A network none of whose weights is zero, as at the end of training."""
+    model, rng = untrained(config), torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.add_(0.05 * torch.randn(p.shape, generator=rng))
+    return model
+
+
+def test_at_initialisation_it_is_c_skip_x(rng: Generator) -> None:
+    """The head starts at zero, so that F = 0 and D = σ_d² / (σ² + σ_d²) x: the best linear denoiser of white images."""
+    x = torch.randn(3, 1, 8, 12, generator=rng)
+    sigma = torch.tensor([0.01, 0.5, 20.0])
+    expected = 0.25 / (sigma**2 + 0.25)
+    torch.testing.assert_close(untrained()(x, sigma), expected.reshape(3, 1, 1, 1) * x)
+
+
+def test_preconditioning_formulas(rng: Generator) -> None:
+    """c_in, c_noise, c_out and c_skip of the module's head, with a stand-in for the U-Net that shows its inputs."""
+    model = untrained(dataclasses.replace(SMALL, sigma_data=0.3))
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            seen.append((x, c_noise))
+            return torch.full_like(x, 7.0)
+
+    model.unet = Spy()  # type: ignore[assignment]
+    x, sigma, sd = torch.randn(1, 1, 4, 4, generator=rng), 0.8, 0.3
+    out = model(x, torch.tensor(sigma))
+    total = sigma**2 + sd**2
+    torch.testing.assert_close(seen[0][0], x / math.sqrt(total))
+    torch.testing.assert_close(seen[0][1], torch.tensor([math.log(sigma) / 4]))
+    torch.testing.assert_close(out, sd**2 / total * x + sigma * sd / math.sqrt(total) * 7)
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 1e-8, 0.0])
+def test_without_noise_it_changes_nothing(sigma: float, rng: Generator) -> None:
+    x = torch.randn(2, 1, 8, 8, generator=rng)
+    torch.testing.assert_close(trained()(x, torch.tensor(sigma)), x, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("config", [SMALL, UNetConfig(channels=3, widths=(16, 32, 48), unshuffle=1, attention=(), blocks=2)])
+def test_shapes_and_multiples(config: UNetConfig, rng: Generator) -> None:
+    model, m = trained(config), config.multiple
+    assert m == config.unshuffle * 2 ** (len(config.widths) - 1)
+    for h, w in ((m, m), (m, 3 * m), (4 * m, 2 * m)):
+        x = torch.randn(2, config.channels, h, w, generator=rng)
+        out = model(x, torch.tensor(0.5))
+        assert out.shape == x.shape and out.dtype == x.dtype and out.isfinite().all()
+
+
+def test_a_batch_is_its_members(rng: Generator) -> None:
+    model = trained()
+    x, sigma = torch.randn(4, 1, 16, 16, generator=rng), torch.tensor([0.01, 0.1, 1.0, 10.0])
+    together = model(x, sigma)
+    alone = torch.cat([model(x[k : k + 1], sigma[k]) for k in range(4)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(together[:1], model(x[:1], sigma[1]), atol=1e-3)  # the noise level does matter
+
+
+def test_size_of_the_default_network() -> None:
+    config = UNetConfig()
+    n = sum(p.numel() for p in EDMDenoiser(config).parameters())
+    assert n == 4_639_652 and config.multiple == 16  # both are part of what the shipped weights mean
+
+
+def test_config_survives_json_values() -> None:
+    config = UNetConfig(widths=(16, 64), attention=(1,), sigma_data=0.4)
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.to_dict().items()}
+    assert UNetConfig.from_dict(plain) == config
+    with pytest.raises(TypeError, match="width"):
+        UNetConfig.from_dict({"width": [64]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"widths": (20, 64)}, "multiples of 16"),
+        ({"widths": ()}, "multiples of 16"),
+        ({"attention": (2,)}, r"between 0 and 1.*attention=\[\]"),
+        ({"attention": (0,)}, "multiple of 64"),
+        ({"blocks": 0}, "at least 1"),
+        ({"sigma_data": 0.0}, "positive"),
+    ],
+)
+def test_impossible_networks_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(SMALL, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,345 @@
+"""Training: the loss is the one of the paper, a run is a function of its seed, and kill -9 changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Generator, Tensor
+
+from scoreinv.files import atomic
+from scoreinv.priors.checkpoint import load_prior
+from scoreinv.priors.crops import AIR_HU, ImageSet, draw_crops
+from scoreinv.priors.network import UNetConfig
+from scoreinv.priors.run import train_prior
+from scoreinv.priors.training import (
+    VALIDATION_SIGMAS,
+    TrainConfig,
+    Trainer,
+    denoising_loss,
+    denoising_psnr,
+    learning_rate,
+    read_log,
+    train,
+)
+
+NETWORK = UNetConfig(widths=(16, 32), attention=(), embedding=16)
+SHORT = TrainConfig(steps=40, batch_size=2, crop=16, whole=32, warmup=5, ema=0.9)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    """Smooth random images of three patients."""
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(0, 300, (6, 8, 8)).repeat(5, axis=1).repeat(5, axis=2)
+    return ImageSet(list(coarse.astype(np.int16)), ["a", "a", "a", "a", "b", "c"])
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in trainer.average.state_dict().items()}
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+# The loss
+
+
+def test_loss_of_a_linear_denoiser_of_gaussian_images() -> None:
+    """x₀ ~ N(0, s²) and D = c x: E‖D − x₀‖² = (c − 1)² s² + c² σ², weighted by λ = (σ² + σ_d²) / (σ σ_d)²."""
+    rng, n, s, c, sigma_data = torch.Generator().manual_seed(0), 200_000, 0.7, 0.8, 0.5
+    x0, noise = (torch.randn((n, 1, 1, 1), generator=rng, dtype=torch.float64) for _ in range(2))
+    for sigma in (0.1, 0.5, 2.0):
+        loss = denoising_loss(lambda x, _: c * x, s * x0, torch.full((n,), sigma, dtype=torch.float64), noise, sigma_data)
+        expected = ((c - 1) ** 2 * s**2 + c**2 * sigma**2) * (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+        assert float(loss) == pytest.approx(expected, rel=5 * math.sqrt(2 / n))  # five standard errors
+
+
+def test_loss_at_initialisation_is_one(rng: Generator) -> None:
+    """What λ is made for: with F = 0 and images of standard deviation σ_d every noise level starts at a loss of 1."""
+    x0, noise = (torch.randn((64, 1, 32, 32), generator=rng) for _ in range(2))
+    for sigma in (0.01, 0.5, 30.0):
+        loss = denoising_loss(
+            lambda x, s: 0.25 / (s.reshape(-1, 1, 1, 1) ** 2 + 0.25) * x, 0.5 * x0, torch.full((64,), sigma), noise, 0.5
+        )
+        assert float(loss) == pytest.approx(1, rel=0.05)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    config = TrainConfig(steps=1000, warmup=100, lr=2e-3)
+    assert learning_rate(config, 0) == pytest.approx(2e-5)
+    assert learning_rate(config, 49) == pytest.approx(1e-3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(0.049 * math.pi))))
+    assert learning_rate(config, 500) == pytest.approx(2e-3 * (0.01 + 0.99 / 2))
+    assert learning_rate(config, 1000) == learning_rate(config, 5000) == pytest.approx(2e-5)
+    assert all(learning_rate(config, k) > learning_rate(config, k + 1) for k in range(100, 999))
+
+
+def test_denoising_psnr_against_its_formula() -> None:
+    """The identity denoises nothing: the error is σ² where nothing is clipped, 20 log10(2 / σ) dB."""
+    images = [torch.zeros(64, 64), torch.full((64, 64), 0.3)]
+    psnr = denoising_psnr(lambda x, _: x, images, (0.02, 0.1))
+    assert psnr == pytest.approx([20 * math.log10(2 / 0.02), 20 * math.log10(2 / 0.1)], abs=0.2)
+    assert psnr == denoising_psnr(lambda x, _: x, images, (0.02, 0.1))
+
+
+# The crops
+
+
+def test_a_patient_weighs_the_root_of_its_slices(data: ImageSet) -> None:
+    w = data.weights()
+    per_patient = [w[:4].sum(), w[4], w[5]]
+    assert w.sum() == pytest.approx(1) and per_patient == pytest.approx([2 / 4, 1 / 4, 1 / 4])
+    assert data.n_patients == 3 and data.one_per_patient() == [2, 4, 5]
+    constant = ImageSet([np.full((4, 4), 100 * k, np.int16) for k in range(6)], data.patients)
+    crops = draw_crops(constant, np.cumsum(w), np.random.default_rng(0), 8000, 2)
+    share = torch.stack([(crops == 0.1 * k).float().mean() for k in range(6)]).numpy()
+    assert np.abs(share - w).max() < 5 * math.sqrt(0.25 / 8000)
+
+
+def test_crops_come_from_the_image_in_four_orientations() -> None:
+    image = np.arange(30, dtype=np.int16).reshape(5, 6)
+    crops = draw_crops(ImageSet([image], ["a"]), np.ones(1), np.random.default_rng(0), 2000, 3)
+    assert crops.shape == (2000, 1, 3, 3) and crops.dtype == torch.float32
+    windows = [image[i : i + 3, j : j + 3] for i in range(3) for j in range(4)]
+    allowed = {w[::v, ::h].tobytes() for w in windows for v in (1, -1) for h in (1, -1)}
+    drawn = {(1000 * c[0]).round().to(torch.int16).numpy().tobytes() for c in crops}
+    assert drawn == allowed
+
+
+def test_small_images_are_surrounded_by_air() -> None:
+    crop = draw_crops(ImageSet([np.full((3, 7), 500, np.int16)], ["a"]), np.ones(1), np.random.default_rng(0), 1, 5)[0, 0]
+    assert (crop[:3] == 0.5).all() and (crop[3:] == AIR_HU / 1000).all()
+
+
+def test_image_set_needs_names() -> None:
+    with pytest.raises(ValueError, match="0 images and 0 names"):
+        ImageSet([], [])
+    with pytest.raises(ValueError, match="1 images and 2 names"):
+        ImageSet([np.zeros((2, 2), np.int16)], ["a", "b"])
+
+
+# The run
+
+
+def test_same_seed_same_weights_and_the_loss_falls(data: ImageSet) -> None:
+    before = torch.random.get_rng_state()
+    runs = [Trainer(NETWORK, dataclasses.replace(SHORT, seed=s, steps=150, lr=3e-3), data) for s in (0, 0, 1)]
+    assert torch.equal(before, torch.random.get_rng_state())  # the caller's own randomness is left alone
+    torch.manual_seed(5)  # and has no influence
+    losses = [[run.advance()[0] for _ in range(150)] for run in runs]
+    assert_equal(weights(runs[0]), weights(runs[1]))
+    assert losses[0] == losses[1] != losses[2]
+    assert np.mean(losses[0][-40:]) < 0.7 * np.mean(losses[0][:10])
+
+
+def test_a_batch_is_a_function_of_seed_and_step(data: ImageSet) -> None:
+    run = Trainer(NETWORK, SHORT, data)
+    first, again, other = run.batch(3), Trainer(NETWORK, SHORT, data).batch(3), run.batch(4)
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+    assert first[0].shape == (2, 1, 16, 16)
+    assert run.batch(34)[0].shape == (1, 1, 32, 32)  # the last 15 %: whole images, with as many pixels a step
+
+
+def test_noise_levels_are_log_normal(data: ImageSet) -> None:
+    run = Trainer(NETWORK, dataclasses.replace(SHORT, batch_size=1000), data)
+    log_sigma = torch.cat([run.batch(k)[1].log() for k in range(10)])
+    assert float(log_sigma.mean()) == pytest.approx(-1.4, abs=5 * 1.5 / 100)
+    assert float(log_sigma.std()) == pytest.approx(1.5, rel=0.05)
+
+
+def test_average_is_the_exponential_moving_average(data: ImageSet) -> None:
+    run = Trainer(NETWORK, SHORT, data)
+    name = "unet.stem.weight"
+    expected = run.model.state_dict()[name].double()
+    for step in range(12):
+        run.advance()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * run.model.state_dict()[name].double()
+    torch.testing.assert_close(run.average.state_dict()[name].double(), expected, atol=1e-6, rtol=1e-4)
+
+
+def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(data: ImageSet, tmp_path: Path) -> None:
+    straight, first = Trainer(NETWORK, SHORT, data), Trainer(NETWORK, SHORT, data)
+    list(train(straight, tmp_path / "a", validation=[], validate_every=10))
+    list(train(first, tmp_path / "b", validation=[], validate_every=10, until=17))
+    second = Trainer(NETWORK, SHORT, data)
+    list(train(second, tmp_path / "b", validation=[], validate_every=10))
+    assert_equal(weights(straight), weights(second))
+    logs = [[{k: v for k, v in row.items() if k != "hours"} for row in read_log(tmp_path / n / "log.csv")] for n in "ab"]
+    assert [row["step"] for row in logs[1]] == ["10", "17", "20", "30", "40"]
+    assert logs[0] == [row for row in logs[1] if row["step"] != "17"]
+
+
+def test_validation_may_begin_in_the_middle_of_a_run(data: ImageSet, tmp_path: Path) -> None:
+    images = [torch.zeros(16, 16)]
+    for validation, until in (([], 2), (images, 4), ([], 6)):
+        list(train(Trainer(NETWORK, SHORT, data), tmp_path, validation=validation, until=until, validate_every=2))
+    rows = read_log(tmp_path / "log.csv")
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert [bool(row["psnr_0.1"]) for row in rows] == [False, True, False]
+
+
+def test_a_crash_while_saving_leaves_the_old_state(data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the temporary file and its renaming: what lies there is whole, and a run goes on from it."""
+    run, state = Trainer(NETWORK, SHORT, data), tmp_path / "state.safetensors"
+    run.advance()
+    run.save(state)
+    old = state.read_bytes()
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic.os, "replace", crash)
+    run.advance()
+    with pytest.raises(KeyboardInterrupt):
+        run.save(state)
+    assert state.read_bytes() == old
+    again = Trainer(NETWORK, SHORT, data)
+    again.load(state)
+    assert again.step == 1
+    again.advance()
+    assert_equal(weights(again), weights(run))
+
+
+def test_time_limit_and_divergence(data: ImageSet, tmp_path: Path) -> None:
+    run = Trainer(NETWORK, SHORT, data)
+    assert list(train(run, tmp_path, validation=[], hours=0)) == [] and run.step == 0
+    with torch.no_grad():
+        run.model.unet.stem.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="diverged at step 0"):
+        run.advance()
+
+
+def test_another_network_in_the_folder_is_refused(data: ImageSet, tmp_path: Path) -> None:
+    Trainer(NETWORK, SHORT, data).save(tmp_path / "state.safetensors")
+    other = dataclasses.replace(NETWORK, embedding=32)
+    with pytest.raises(ValueError, match="holds the network"):
+        list(train(Trainer(other, SHORT, data), tmp_path, validation=[]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"crop": 18}, "crop must be a multiple of 4"),
+        ({"steps": 0}, "steps must be a whole number"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number"),
+        ({"warmup": 0}, "warmup must be"),
+        ({"lr": -1.0}, "lr, clip and p_std must be positive"),
+        ({"ema": 1.0}, "0 <= ema < 1"),
+    ],
+)
+def test_impossible_settings(data: ImageSet, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Trainer(NETWORK, dataclasses.replace(SHORT, **changes), data)
+
+
+# From files, by the command
+
+
+def write_images(path: Path, patients: list[str], seed: int, side: int = 24) -> Path:
+    rng = np.random.default_rng(seed)
+    hu = rng.normal(0, 300, (len(patients), side // 4, side // 4)).repeat(4, axis=1).repeat(4, axis=2)
+    with h5py.File(path, "w") as file:
+        file["hu"] = hu.astype(np.int16)
+        file["patient"] = patients
+        file["pixel_mm"] = np.ones(len(patients))
+    return path
+
+
+def test_patients_in_both_sets_are_refused(tmp_path: Path) -> None:
+    a = write_images(tmp_path / "a.h5", ["anna", "bert"], 0)
+    b = write_images(tmp_path / "b.h5", ["carl", "bert"], 1)
+    with pytest.raises(ValueError, match=r"\['bert'\] are in the training and in the validation images"):
+        train_prior([a], tmp_path / "run", validation=[b])
+
+
+def test_prior_from_files(tmp_path: Path) -> None:
+    """Validation images need not suit the network, and a card.json in the folder joins the prior's card."""
+    a = write_images(tmp_path / "a.h5", ["anna", "bert"], 0)
+    b = write_images(tmp_path / "b.h5", ["carl"], 1, side=12)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "card.json").write_text('{"license": "CC0"}')
+    settings = {"steps": 4, "batch_size": 1, "crop": 16, "whole": 16}
+    network = {"widths": [16, 32, 32], "attention": [], "embedding": 16}  # sides must be multiples of 8, these are 12
+    path = train_prior([a], tmp_path / "run", validation=[b], training=settings, network=network, validate_every=2)
+    model, card = load_prior(path)
+    assert model.config.widths == (16, 32, 32) and card["license"] == "CC0" and card["steps"] == 4
+    assert card["data"] == {"images": 2, "patients": 2, "validation_patients": 1}
+    assert set(card["validation_psnr_db"]) == {f"{s:g}" for s in VALIDATION_SIGMAS}
+    assert (tmp_path / "run" / "log.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """A real process, a real kill -9 in the middle, and the same command once more."""
+    images = write_images(tmp_path / "train.h5", ["a", "b", "c"], 0)
+    held_out = write_images(tmp_path / "val.h5", ["d"], 1)
+    settings = ["--set", "batch_size=1", "--set", "crop=16", "--set", "whole=16", "--set", "warmup=10"]
+    network = ["--network", "widths=[16,16]", "--network", "attention=[]", "--network", "embedding=16"]
+    steps = 300
+
+    def start(folder: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "scoreinv", "train", str(images), "--validation", str(held_out), "--steps", str(steps),
+                   "--out", str(tmp_path / folder), "--checkpoint-minutes", "0.0005", "--validate-every", "20", *settings, *network]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def finish(process: subprocess.Popen[str]) -> None:
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert out.strip().endswith("prior.safetensors")
+
+    unharmed, victim = start("unharmed"), start("killed")
+    wait_for_rows(tmp_path / "killed" / "log.csv", 4, victim)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+    killed_at = step_of(tmp_path / "killed" / "state.safetensors")
+    assert 0 < killed_at < steps, "the run was not killed in its middle"
+    finish(start("killed"))
+    finish(unharmed)
+
+    states = [load_file(tmp_path / folder / "state.safetensors") for folder in ("unharmed", "killed")]
+    assert_equal(*states)
+    assert step_of(tmp_path / "killed" / "state.safetensors") == steps
+    logs = [read_log(tmp_path / folder / "log.csv") for folder in ("unharmed", "killed")]
+    assert [int(row["step"]) for row in logs[1]] == list(range(20, steps + 1, 20))
+    without_time = [[{k: v for k, v in row.items() if k != "hours"} for row in log] for log in logs]
+    assert without_time[0] == without_time[1]
+    priors = [load_prior(tmp_path / folder / "prior.safetensors")[1]["sha256"] for folder in ("unharmed", "killed")]
+    assert priors[0] == priors[1]
+
+
+def wait_for_rows(log: Path, n: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and len(list(csv.reader(log.open()))) > n:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the log had no {n} rows in time; exit code {process.poll()}: {process.communicate(timeout=5)}")
+
+
+def step_of(state: Path) -> int:
+    with safe_open(state, "pt") as file:
+        return int(json.loads(file.metadata()["scoreinv"])["step"])
