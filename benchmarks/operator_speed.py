@@ -1,8 +1,8 @@
 """How much faster than ASTRA's own CPU projectors is the CT operator?
 
-One slice and 16 slices of 256 x 256 pixels, 23 parallel views, 363 detector cells, "linear" weights on both sides. ASTRA's
-projectors run on arrays that lie ready, one slice after another, as they do in the packages built on it. Repeats of the two
-are interleaved, so that a busy machine slows both; what counts are the ratios of the medians.
+One slice and 16 slices of 256 x 256 pixels, 23 parallel views, 363 detector cells, "linear" weights on both sides.
+ASTRA's projectors run on arrays that lie ready, one slice after another, as they do in the packages built on it.
+Repeats of the two are interleaved, so that a busy machine slows both; what counts are the ratios of the medians.
 
     python benchmarks/operator_speed.py --out benchmarks/operator_speed.md
 """

@@ -1,8 +1,10 @@
-"""Which settings of the classical methods give the best PSNR on the validation patients? Writes scoreinv/baselines/tuned.json.
+"""Which settings of the classical methods give the best PSNR on the validation patients? Writes
+scoreinv/baselines/tuned.json.
 
-One middle slice a patient, 256 x 256; parallel beam, 23 views over 180 degrees (end point left out), 363 detectors as wide as
-the pixels; noise-free and with Gaussian noise of 0.5 % of mean |y|. The criterion is the mean over patients of the PSNR on the
-window of −1000 to 1000 HU mapped to [0, 1], range 1. Every method is tuned by this protocol, each noise level on its own:
+One middle slice a patient, 256 x 256; parallel beam, 23 views over 180 degrees (end point left out), 363 detectors as
+wide as the pixels; noise-free and with Gaussian noise of 0.5 % of mean |y|. The criterion is the mean over patients
+of the PSNR on the window of −1000 to 1000 HU mapped to [0, 1], range 1. Every method is tuned by this protocol, each
+noise level on its own:
 
     FBP             the best of the windows
     SIRT, CGLS      one run scores every number of iterations (the mean's maximum, not each patient's)
@@ -56,8 +58,8 @@ def middle_slices(path: Path, patients: int) -> tuple[Tensor, list[float], list[
 
 def scores(x: Tensor, problem: Problem) -> Tensor:
     """PSNR [dB] of attenuation images."""
-    assert problem.truth is not None
-    return psnr(window(hu_from_mu(x)), window(hu_from_mu(problem.truth)), 1.0)
+    truth = torch.as_tensor(problem.truth)
+    return psnr(window(hu_from_mu(x)), window(hu_from_mu(truth)), 1.0)
 
 
 def mean_score(method: Method, problems: list[Problem]) -> float:
@@ -70,7 +72,7 @@ def best_count(name: str, problems: list[Problem], most: int) -> dict[str, Any]:
     curves = []
     for problem in problems:
         iterates: Iterator[Tensor] = plugins.get("methods", name)().iterates(problem)
-        curve = [float(scores(x[0], problem)) for x in islice(iterates, most)]
+        curve = [float(scores(x, problem)) for x in islice(iterates, most)]
         curves.append(curve + curve[-1:] * (most - len(curve)))
     mean = np.mean(curves, axis=0)
     best = int(mean.argmax())
@@ -85,7 +87,8 @@ def best_count(name: str, problems: list[Problem], most: int) -> dict[str, Any]:
 def best_weight(
     make: Callable[[float], Method], problems: list[Problem], grid: list[float], refine: int
 ) -> dict[str, Any]:
-    """The weight with the best mean PSNR: a grid over its logarithm, then `refine` golden-section steps beside the best point."""
+    """The weight with the best mean PSNR: a grid over its logarithm, then `refine` golden-section steps beside the
+    best point."""
     found: dict[float, float] = {}
 
     def score(log: float) -> float:
@@ -114,16 +117,18 @@ def tune(name: str, problems: list[Problem], options: argparse.Namespace) -> dic
     """The best setting of one method at one noise level, with what was tried."""
     cls = plugins.get("methods", name)
     if name == "fbp":
-        tried = [[w, round(mean_score(cls(window=w), problems), 3)] for w in WINDOWS]
-        best = max(tried, key=lambda row: row[1])
-        return {"window": best[0], "psnr": best[1], "grid": tried}
+        tried = {w: round(mean_score(cls(window=w), problems), 3) for w in WINDOWS}
+        best = max(tried, key=tried.__getitem__)
+        return {"window": best, "psnr": tried[best], "grid": [list(row) for row in tried.items()]}
     if name in ("sirt", "cgls"):
         return best_count(name, problems, options.most_iterations)
-    made = cls(weight=1.0)
-    found = best_weight(
-        lambda w: cls(weight=w, max_iterations=options.fista_iterations), problems, options.weights, options.refine
-    )
-    return found | {"max_iterations": options.fista_iterations, "method": repr(made).replace("weight=1.0, ", "")}
+
+    def make(weight: float) -> Method:
+        made: Method = cls(weight=weight, max_iterations=options.fista_iterations)
+        return made
+
+    found = best_weight(make, problems, options.weights, options.refine)
+    return found | {"method": repr(make(found["weight"]))}
 
 
 def main() -> None:
@@ -140,26 +145,25 @@ def main() -> None:
     if "SCOREINV_DATA" not in os.environ:
         sys.exit("set SCOREINV_DATA to the folder that holds ct/val.h5")
     hu, pixels, names = middle_slices(Path(os.environ["SCOREINV_DATA"]) / "ct" / "val.h5", options.patients)
-    result = json.loads(options.output.read_text()) if options.output.exists() else {"methods": {}}
     for noise in options.noise:
         problems = list(simulated(hu, pixels, noise))
         tau = float(torch.cat([tuned.noise_level(p, MU_WATER_PER_MM) for p in problems]).square().mean().sqrt())
         for name in options.methods:
-            start = time.time()
             print(f"{name}, noise {noise:g} (tau {tau:.4g})", flush=True)
-            try:
-                row = {"relative_noise": noise, "tau": tau} | tune(name, problems, options) | provenance(names)
-            except ValueError as error:
-                print(f"    skipped: {error}")
-                continue
-            rows = [r for r in result["methods"].get(name, []) if r["relative_noise"] != noise]
-            result["methods"][name] = sorted([*rows, row], key=lambda r: r["tau"])
-            print(
-                f"    {row['psnr']:.2f} dB with {row.get('weight') or row.get('iterations') or row['window']}, {time.time() - start:.0f} s",
-                flush=True,
-            )
-            with replacing(options.output) as path:
-                path.write_text(json.dumps(result, indent=1) + "\n")
+            start = time.time()
+            row = {"relative_noise": noise, "tau": tau} | tune(name, problems, options) | provenance(names)
+            save(options.output, name, row)
+            setting = row.get("weight") or row.get("iterations") or row["window"]
+            print(f"    {row['psnr']:.2f} dB with {setting}, {time.time() - start:.0f} s", flush=True)
+
+
+def save(path: Path, name: str, row: dict[str, Any]) -> None:
+    """Put one result in the table, in the place of an older one for the same noise."""
+    table = json.loads(path.read_text()) if path.exists() else {"methods": {}}
+    others = [r for r in table["methods"].get(name, []) if r["relative_noise"] != row["relative_noise"]]
+    table["methods"][name] = sorted([*others, row], key=lambda r: float(r["tau"]))
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def simulated(hu: Tensor, pixels: list[float], noise: float) -> Iterator[Problem]:

@@ -81,9 +81,9 @@ def warn_of_truncation(name: str, detector: tuple[float, float], shadow: float, 
     if detector[0] > -shadow * (1 - 1e-6) or detector[1] < shadow * (1 - 1e-6):
         needed = math.ceil(2 * shadow / cell - 1e-6)
         _warn(
-            f"{name}: the detector covers {detector[0]:g} to {detector[1]:g} mm, the disc inscribed in the image casts a "
-            f"shadow from {-shadow:g} to {shadow:g} mm ({needed} cells without offset): the object must be smaller, or "
-            "data are missing",
+            f"{name}: the detector covers {detector[0]:g} to {detector[1]:g} mm, the disc inscribed in the image casts "
+            f"a shadow from {-shadow:g} to {shadow:g} mm ({needed} cells without offset): the object must be smaller, "
+            "or data are missing",
             GeometryWarning,
         )
 

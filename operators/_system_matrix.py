@@ -65,17 +65,16 @@ class BlockedMatrix:
         return out
 
     def _group(self, x: Tensor, out: Tensor) -> None:
-        if x.shape[0] == 1:  # the product with a vector is twice as fast as that with a matrix of one column
-            parts = [x[0, c].contiguous() for c in self.columns]
-            add = torch.addmv
-        else:
-            parts = [x[:, c].T.contiguous() for c in self.columns]
-            add = torch.addmm
+        single = x.shape[0] == 1  # the product with a vector is twice as fast as that with a matrix of one column
+        parts = [x[0, c].contiguous() if single else x[:, c].T.contiguous() for c in self.columns]
         for r, blocks in zip(self.rows, self.blocks, strict=True):
             total = blocks[0] @ parts[0]
             for block, part in zip(blocks[1:], parts[1:], strict=True):
-                add(total, block, part, out=total)
-            out[:, r] = total.T if total.ndim == 2 else total
+                if single:
+                    torch.addmv(total, block, part, out=total)
+                else:
+                    torch.addmm(total, block, part, out=total)
+            out[:, r] = total if single else total.T
 
 
 def product(A: CTOperator, x: Tensor, *, adjoint: bool) -> Tensor:

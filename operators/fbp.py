@@ -24,6 +24,7 @@ Phys. 9 (1982) 254; M. D. Silver, Med. Phys. 27 (2000) 773.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def ramp_kernel(n: int, spacing: float) -> Tensor:
     return h
 
 
-def angular_weights(angles: tuple[float, ...], period: float) -> Tensor:
+def angular_weights(angles: Sequence[float], period: float) -> Tensor:
     """The angle that each view stands for on a circle of that length, (views,), float64; see the module's head."""
     theta = torch.tensor(angles, dtype=torch.float64).remainder(period)
     order = theta.argsort()
@@ -117,7 +118,7 @@ def fan_redundancy(A: FanBeamCT) -> Tensor:
     return torch.where(conjugate <= arc, 0.5, 1.0).to(torch.float64)
 
 
-def _arc(angles: tuple[float, ...]) -> tuple[float, float]:
+def _arc(angles: Sequence[float]) -> tuple[float, float]:
     """Start and length of the arc that fan views cover, half a step beyond the outer ones."""
     theta = torch.tensor(angles, dtype=torch.float64).remainder(2 * math.pi).sort().values
     gaps, missing, step = _gaps(theta, 2 * math.pi)
@@ -147,7 +148,8 @@ def _filter(q: Tensor, spacing: float, window: str) -> Tensor:
         response = response * (math.pi * f / 2).cos()
     elif window == "shepp-logan":
         response = response * torch.sinc(f / 2)
-    return torch.fft.irfft(torch.fft.rfft(q, n) * response.to(q), n)[..., : q.shape[-1]]
+    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(q, n) * response.to(q), n)
+    return filtered[..., : q.shape[-1]]
 
 
 def _back_project(A: ParallelBeamCT | FanBeamCT, q: Tensor) -> Tensor:
@@ -156,7 +158,8 @@ def _back_project(A: ParallelBeamCT | FanBeamCT, q: Tensor) -> Tensor:
     theta = torch.tensor(A.angles, dtype=torch.float64)
     image = q.new_zeros(q.shape[0], x.numel())
     step = max(1, _SAMPLES_AT_ONCE // (q.shape[0] * x.numel()))
-    for views in torch.arange(len(A.angles)).split(step):
+    for start in range(0, len(A.angles), step):
+        views = slice(start, start + step)
         cos, sin = (f(theta[views]).to(q)[:, None] for f in (torch.cos, torch.sin))
         u = x * cos + y * sin
         if isinstance(A, FanBeamCT):

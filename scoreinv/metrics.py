@@ -1,12 +1,13 @@
 """How good a reconstruction is. Every function gives one number a member and says which range its input has.
 
-Computed tomography is scored on the window of −1000 to 1000 HU mapped to [0, 1] (`window`) with data_range = 1, errors in HU
-without any window. No function rescales a reconstruction to its reference.
+Computed tomography is scored on the window of −1000 to 1000 HU mapped to [0, 1] (`window`) with data_range = 1,
+errors in HU without any window. No function rescales a reconstruction to its reference.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,8 @@ def ssim(x: Tensor, ref: Tensor, data_range: float) -> Tensor:
 
 
 def ssim_uniform(x: Tensor, ref: Tensor, data_range: float) -> Tensor:
-    """Structural similarity as LoDoPaB-CT's tables have it: uniform 7 x 7 window, sample covariance (scikit-image's default).
+    """Structural similarity as LoDoPaB-CT's tables have it: uniform 7 x 7 window, sample covariance (scikit-image's
+    default).
 
     Args:
         x, ref: (*batch, H, W) in the same unit, H and W at least 7.
@@ -76,7 +78,8 @@ def rmse_hu(hu: Tensor, ref_hu: Tensor) -> Tensor:
 
 
 def chi_squared(problem: Problem, x: Tensor) -> Tensor:
-    """Misfit to the data, ‖(A x − y) / σ‖² / m with m the number of data; about 1 when x explains them down to the noise.
+    """Misfit to the data, ‖(A x − y) / σ‖² / m with m the number of data; about 1 when x explains them down to the
+    noise.
 
     Noise-free members (σ = 0) have no χ²: for them it is the relative residual ‖A x − y‖ / ‖y‖ that is returned.
 
@@ -102,10 +105,12 @@ def chi_squared(problem: Problem, x: Tensor) -> Tensor:
 
 
 def coverage(samples: Tensor, truth: Tensor, level: float) -> Tensor:
-    """Share of pixels whose true value lies in the central interval that the samples give for it; `level` if calibrated.
+    """Share of pixels whose true value lies in the central interval that the samples give for it; `level` if
+    calibrated.
 
-    The ends are the quantiles (1 ± level) / 2 in Weibull's definition (position q (n + 1) among n sorted draws), because then the
-    interval between two draws holds one more draw of the same law with exactly the stated probability, however few they are.
+    The ends are the quantiles (1 ± level) / 2 in Weibull's definition (position q (n + 1) among n sorted draws),
+    because then the interval between two draws holds one more draw of the same law with exactly the stated
+    probability, however few they are.
 
     Args:
         samples: (n, *batch, H, W), any unit.
@@ -144,7 +149,8 @@ def _ssim(x: Tensor, ref: Tensor, data_range: float, *, gaussian: bool) -> Tenso
     _check("ssim", x, ref, data_range)
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False} if gaussian else {}
     a, b = (t.detach().cpu().double().reshape(-1, *t.shape[-2:]).numpy() for t in (x, ref))
-    values = [structural_similarity(i, j, data_range=data_range, **settings) for i, j in zip(a, b, strict=True)]
+    similarity: Any = structural_similarity
+    values = [similarity(i, j, data_range=data_range, **settings) for i, j in zip(a, b, strict=True)]
     return torch.from_numpy(np.array(values)).reshape(x.shape[:-2])
 
 

@@ -170,8 +170,9 @@ def noise_weights(problem: Problem) -> tuple[Tensor | None, Tensor]:
 def mean_column_square(A: LinearOperator, probes: int = 8) -> float:
     """‖A‖_F² / n, the mean over pixels of what one pixel's squared trace in the data sums to; remembered.
 
-    For CT it is proportional to the number of views and hardly depends on the size of the image, unlike ‖A‖². Estimated as
-    E‖A z‖² with random signs z from a fixed seed (Hutchinson 1989); exact for operators that keep pixels apart.
+    For CT it is proportional to the number of views and hardly depends on the size of the image, unlike ‖A‖².
+    Estimated as E‖A z‖² with random signs z from a fixed seed (Hutchinson 1989); exact for operators that keep pixels
+    apart.
     """
     rng = torch.Generator().manual_seed(0)
     z = torch.randint(2, (probes, *A.in_shape), generator=rng).float() * 2 - 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import warnings
 from typing import Any
@@ -85,7 +84,8 @@ def _check_derivatives(A: LinearOperator, x: Tensor, y: Tensor, bound: float) ->
     _close(f"{what}: second derivative and A'A", second, A.H(A(x)), bound)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at its first use of forward mode
-        value, tangent = torch.func.jvp(lambda v: A(v), (x,), (2 * x,))
+        forward: tuple[Tensor, ...] = torch.func.jvp(lambda v: A(v), (x,), (2 * x,))
+    value, tangent = forward
     _close(f"{what}: value in forward mode", value, A(x), bound)
     _close(f"{what}: tangent in forward mode", tangent, A(2 * x), bound)
     stack = torch.stack([x, -x], dim=-1)
@@ -112,10 +112,11 @@ def _classes(A: LinearOperator) -> dict[str, Any]:
         return _classes(A.outer) | _classes(A.inner)
     if isinstance(A, Adjoint):
         return _classes(A.of)
-    inner = [getattr(A, f.name) for f in dataclasses.fields(A)] if dataclasses.is_dataclass(A) else []
-    return {type(A).__name__: type(A)} | {
-        k: v for B in inner if isinstance(B, LinearOperator) for k, v in _classes(B).items()
-    }
+    classes: dict[str, Any] = {type(A).__name__: type(A)}
+    for part in vars(A).values():
+        if isinstance(part, LinearOperator):
+            classes |= _classes(part)
+    return classes
 
 
 def _normal(rng: Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

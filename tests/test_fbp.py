@@ -1,4 +1,4 @@
-"""Filtered back-projection against an analytic phantom: Gaussian blobs, whose line integrals are exact and have no edges."""
+"""Filtered back-projection against an analytic phantom: Gaussian blobs, whose line integrals are known exactly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOBS = (
     (5.0, -8.0, 5.0, 0.02),
     (-10.0, 6.0, 7.0, 0.01),
     (3.0, 12.0, 4.0, -0.005),
-)  # x, y, standard deviation [mm], 1/mm
+)  # x, y, deviation [mm], 1/mm
 SHAPE = (64, 60)
 TURN = 2 * math.pi
 

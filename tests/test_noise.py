@@ -12,7 +12,8 @@ from scoreinv.noise import estimate_noise_std
 
 
 def ellipses(views: int = 23, detectors: int = 363) -> Tensor:
-    """A sinogram of a body with lungs, spine and a nodule: sums of exact line integrals of ellipses, (views, detectors)."""
+    """A sinogram of a body with lungs, spine and a nodule: sums of exact line integrals of ellipses, (views,
+    detectors)."""
     theta = torch.arange(views).double()[:, None] * math.pi / views
     u = torch.linspace(-1.42, 1.42, detectors, dtype=torch.float64)[None]
     y = torch.zeros(views, detectors, dtype=torch.float64)

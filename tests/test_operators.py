@@ -120,7 +120,7 @@ ANGLES = np.linspace(0, math.pi, 12, endpoint=False) + 0.05
     ids=lambda A: f"{type(A).__name__}, {A.weights}, offset {A.detector_offset_mm}",
 )
 def test_projections_agree_with_exact_line_integrals(A) -> None:
-    """The rest is the pixels' doing: half of it goes when the pixels are halved. Any wrong sign or axis gives above 10 %."""
+    """The rest is the pixels' doing: half goes when they are halved. Any wrong sign or axis gives above 10 %."""
     exact = phantoms.line_integrals(ELLIPSES, A)
     y = A(phantoms.rasterise(ELLIPSES, A.image_shape, A.pixel_mm))
     assert float((y - exact).norm() / exact.norm()) < 0.01
@@ -172,7 +172,7 @@ def test_equal_operators_share_one_matrix_and_do_not_pickle_it() -> None:
 
 
 def test_the_gpu_path_uses_the_same_geometry_and_torch_memory(monkeypatch) -> None:
-    """Without a GPU: the path taken for CUDA tensors runs with a CPU kernel in place of "cuda" and gives the same numbers."""
+    """Without a GPU: the path taken for CUDA tensors runs with a CPU kernel in place of "cuda"."""
     import astra
 
     asked = []

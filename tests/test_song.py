@@ -148,6 +148,24 @@ def gaussian_problem(noise_std: float | Tensor) -> tuple[GaussianPrior, Problem]
 UNEVEN = torch.tensor([0.02, 0.05, 0.05, 0.1, 0.1, 0.2], dtype=torch.float64)
 
 
+@pytest.mark.parametrize("noise_std", [0.0, 0.3, UNEVEN])
+def test_exact_step_solves_its_dense_equations(noise_std: float | Tensor) -> None:
+    """argmin_u ‖A u − ŷ‖² / σ_y² + ‖u − x‖² / σ²; for noise-free data the pseudo-inverse."""
+    prior, problem = gaussian_problem(noise_std)
+    sigma = torch.tensor(0.2, dtype=torch.float64)
+    delta = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batch = Problem(problem.A, problem.y.expand(3, -1), noise_std)
+    got = SongExact(prior, iterations=40, tolerance=1e-12)._correction(batch)(delta, sigma)
+    matrix, residual = problem.A.matrix, batch.y + problem.A(delta)
+    if isinstance(noise_std, float) and noise_std == 0:
+        expected = residual @ torch.linalg.pinv(matrix).T
+    else:
+        whitened = matrix / torch.as_tensor(noise_std, dtype=torch.float64).expand(6)[:, None]
+        hessian = whitened.T @ whitened + torch.eye(16, dtype=torch.float64) / sigma**2
+        expected = torch.linalg.solve(hessian, ((residual / noise_std) @ whitened).T).T
+    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("noise_std", [0.0, 0.05, UNEVEN])
 def test_exact_form_comes_near_the_posterior_mean(noise_std: float | Tensor) -> None:
     """Within 0.5 posterior standard deviations (rms), where the prior's mean is 2 away.

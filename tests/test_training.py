@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -140,15 +139,32 @@ def test_image_set_needs_names() -> None:
 # The run
 
 
-def test_same_seed_same_weights_and_the_loss_falls(data: ImageSet) -> None:
+def test_same_seed_same_weights(data: ImageSet) -> None:
     before = torch.random.get_rng_state()
-    runs = [Trainer(NETWORK, dataclasses.replace(SHORT, seed=s, steps=150, lr=3e-3), data) for s in (0, 0, 1)]
+    runs = [Trainer(NETWORK, dataclasses.replace(SHORT, seed=seed), data) for seed in (0, 0, 1)]
     assert torch.equal(before, torch.random.get_rng_state())  # the caller's own randomness is left alone
-    torch.manual_seed(5)  # and has no influence
-    losses = [[run.advance()[0] for _ in range(150)] for run in runs]
+    losses = []
+    for k, run in enumerate(runs):
+        torch.manual_seed(k)  # and has no influence
+        losses.append([run.advance() for _ in range(4)])
     assert_equal(weights(runs[0]), weights(runs[1]))
     assert losses[0] == losses[1] != losses[2]
-    assert np.mean(losses[0][-40:]) < 0.7 * np.mean(losses[0][:10])
+
+
+def test_the_loss_falls(data: ImageSet) -> None:
+    """On one and the same batch before and after, so that luck in the noise levels plays no part."""
+    run = Trainer(NETWORK, dataclasses.replace(SHORT, batch_size=8, steps=60, lr=3e-3, whole_fraction=0.0), data)
+    x0, sigma, noise = run.batch(1000)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(denoising_loss(run.model, x0, sigma, noise, run.model.config.sigma_data))
+
+    before = loss()
+    for _ in range(60):
+        run.advance()
+    print(before, loss())
+    assert loss() < 0.8 * before
 
 
 def test_a_batch_is_a_function_of_seed_and_step(data: ImageSet) -> None:
@@ -295,11 +311,11 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None
     held_out = write_images(tmp_path / "val.h5", ["d"], 1)
     settings = ["--set", "batch_size=1", "--set", "crop=16", "--set", "whole=16", "--set", "warmup=10"]
     network = ["--network", "widths=[16,16]", "--network", "attention=[]", "--network", "embedding=16"]
-    steps = 300
+    steps = 60
 
     def start(folder: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "scoreinv", "train", str(images), "--validation", str(held_out), "--steps", str(steps),
-                   "--out", str(tmp_path / folder), "--checkpoint-minutes", "0.0005", "--validate-every", "20", *settings, *network]  # fmt: skip
+                   "--out", str(tmp_path / folder), "--checkpoint-minutes", "0.0005", "--validate-every", "10", *settings, *network]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -311,7 +327,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None
         assert out.strip().endswith("prior.safetensors")
 
     unharmed, victim = start("unharmed"), start("killed")
-    wait_for_rows(tmp_path / "killed" / "log.csv", 4, victim)
+    wait_for_rows(tmp_path / "killed" / "log.csv", 2, victim)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert victim.returncode == -signal.SIGKILL
@@ -324,7 +340,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None
     assert_equal(*states)
     assert step_of(tmp_path / "killed" / "state.safetensors") == steps
     logs = [read_log(tmp_path / folder / "log.csv") for folder in ("unharmed", "killed")]
-    assert [int(row["step"]) for row in logs[1]] == list(range(20, steps + 1, 20))
+    assert [int(row["step"]) for row in logs[1]] == list(range(10, steps + 1, 10))
     without_time = [[{k: v for k, v in row.items() if k != "hours"} for row in log] for log in logs]
     assert without_time[0] == without_time[1]
     priors = [load_prior(tmp_path / folder / "prior.safetensors")[1]["sha256"] for folder in ("unharmed", "killed")]
@@ -334,7 +350,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None
 def wait_for_rows(log: Path, n: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if log.is_file() and len(list(csv.reader(log.open()))) > n:
+        if len(read_log(log)) >= n:
             return
         time.sleep(0.02)
     raise AssertionError(f"the log had no {n} rows in time; exit code {process.poll()}: {process.communicate(timeout=5)}")

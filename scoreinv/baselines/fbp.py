@@ -14,10 +14,12 @@ from scoreinv.units import MU_WATER_PER_MM
 
 @dataclass(frozen=True)
 class FBP:
-    """Filtered back-projection by the operator's method `fbp(y, window)`; the noise's distribution over the data is not used.
+    """Filtered back-projection by the operator's method `fbp(y, window)`; the noise's distribution over the data is
+    not used.
 
     Attributes:
-        window: of the ramp filter, as the operator names it ("ramp", "hann", ...); None takes the tuned one for the noise.
+        window: of the ramp filter, as the operator names it ("ramp", "hann", ...); None takes the tuned one for the
+            noise.
     """
 
     window: str | None = None

@@ -4,14 +4,15 @@ With v = x / unit and b = y / unit (unit = μ_water for CT, so that v = 1 + HU /
 
     F(v) = ‖W^½ (A v − b)‖² / (2 c) + weight · R(v),      c = ‖A‖_F² / n (solvers.mean_column_square), W = (min σ / σᵢ)²
 
-c grows with the number of views and hardly depends on the size of the image, R is a sum over pixels: one weight serves all sizes,
-view counts and units. For data of noise σ, Bayes' rule has weight = β τ² with β the prior's strength and τ = σ / (unit √c), the
-dimensionless noise level at which tuned weights are looked up (tuned.py).
+c grows with the number of views and hardly depends on the size of the image, R is a sum over pixels: one weight
+serves all sizes, view counts and units. For data of noise σ, Bayes' rule has weight = β τ² with β the prior's
+strength and τ = σ / (unit √c), the dimensionless noise level at which tuned weights are looked up (tuned.py).
 
-FISTA: Beck & Teboulle 2009, doi:10.1137/080716542, eq. 4.1-4.3; monotone as their MFISTA (doi:10.1109/TIP.2009.2028250), with the
-momentum restarted after each refused step (O'Donoghue & Candès 2015, doi:10.1007/s10208-013-9150-3, function scheme). The
-weight starts high and falls geometrically to its value (continuation: Hale, Yin & Zhang 2008, doi:10.1137/070698920): few-view
-data with a small weight would otherwise take thousands of iterations, because the step is that of the largest eigenvalue.
+FISTA: Beck & Teboulle 2009, doi:10.1137/080716542, eq. 4.1-4.3; monotone as their MFISTA
+(doi:10.1109/TIP.2009.2028250), with the momentum restarted after each refused step (O'Donoghue & Candès 2015,
+doi:10.1007/s10208-013-9150-3, function scheme). The weight starts high and falls geometrically to its value
+(continuation: Hale, Yin & Zhang 2008, doi:10.1137/070698920): few-view data with a small weight would otherwise take
+thousands of iterations, because the step is that of the largest eigenvalue.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from scoreinv.baselines import tuned, wavelet
@@ -44,7 +44,8 @@ class FistaTV:
 
     Attributes:
         weight: of the total variation, as the module head has it; None takes the tuned one for the problem's noise.
-        max_iterations: applications of A and Aᵀ, at most; the weight comes down to its value over the first 80 % of them.
+        max_iterations: applications of A and Aᵀ, at most; the weight comes down to its value over the first 80 % of
+            them.
         tolerance: a member is done when, at its final weight, a step moves it by less than this, relative to its norm.
         nonnegative: the constraint x >= 0.
         prox_iterations: dual steps in each proximal map, started from the last map's dual.
@@ -93,13 +94,15 @@ class FistaTV:
 class FistaWavelet:
     """Least squares with the ℓ1 norm of orthogonal wavelet details.
 
-    Images whose sides are not divisible by 2^levels are unknowns on a larger canvas of which A sees the upper left corner.
+    Images whose sides are not divisible by 2^levels are unknowns on a larger canvas of which A sees the upper left
+    corner.
 
     Attributes:
         weight: of the ℓ1 norm, as the module head has it; None takes the tuned one for the problem's noise.
         wavelet: an orthogonal one, as PyWavelets names it.
         levels: depth of the transform.
-        max_iterations: applications of A and Aᵀ, at most; the weight comes down to its value over the first 80 % of them.
+        max_iterations: applications of A and Aᵀ, at most; the weight comes down to its value over the first 80 % of
+            them.
         tolerance: a member is done when, at its final weight, a step moves it by less than this, relative to its norm.
         unit: value of an image that counts as 1, in the image's unit [1/mm for CT].
     """
@@ -158,7 +161,8 @@ class _Misfit:
     def minimise(
         self, prox: Prox, weight: Tensor, margin: tuple[int, int], max_iterations: int, tolerance: float
     ) -> Iterator[Tensor]:
-        """Monotone FISTA with step c / ‖A‖² from zero; the unknown has `margin` more rows and columns than the image."""
+        """Monotone FISTA with step c / ‖A‖² from zero; the unknown has `margin` more rows and columns than the
+        image."""
         height, width = self.A.in_shape
         step = self.c / self.A.norm_squared()
         x = self.b.new_zeros(self.b.shape[0], height + margin[0], width + margin[1])
@@ -169,7 +173,9 @@ class _Misfit:
         for k in range(max_iterations):
             lam = _continued(weight, step, k / max_iterations)
             slope = self.A.H(self.weighted(Av - self.b)) / self.c
-            z, penalty_z = prox(v - step * F.pad(slope, (0, margin[1], 0, margin[0])), step * lam)  # eq. 4.1
+            z, penalty_z = prox(
+                v - step * torch.nn.functional.pad(slope, (0, margin[1], 0, margin[0])), step * lam
+            )  # eq. 4.1
             Az = self.A(z[:, :height, :width])
             misfit_z = self.value(Az)
             better = (misfit_z + lam * penalty_z <= misfit + lam * penalty) & ~done

@@ -79,7 +79,8 @@ class CGLS:
         return _stopped("cgls", self.iterations, self.iterates(problem), problem)
 
     def iterates(self, problem: Problem, max_iterations: int = 10_000) -> Iterator[Tensor]:
-        """The iterates 1, 2, ..., each (batch, *A.in_shape) with all batch dimensions merged; ends when all are exact."""
+        """The iterates 1, 2, ..., each (batch, *A.in_shape) with all batch dimensions merged; ends when all are
+        exact."""
         flat = problem.flat()
         return cgls_iterates(flat.A, flat.y, max_iterations=max_iterations, weights=noise_weights(flat)[0])
 

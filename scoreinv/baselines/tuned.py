@@ -1,4 +1,5 @@
-"""Settings tuned on validation patients (tuned.json, written by benchmarks/tune_baselines.py), looked up by the noise level τ.
+"""Settings tuned on validation patients (tuned.json, written by benchmarks/tune_baselines.py), looked up by the noise
+level τ.
 
 τ = σ / (unit √c) is the dimensionless noise of fista.py. Between and beyond the tuned levels
 
@@ -27,7 +28,8 @@ PATH = Path(__file__).with_name("tuned.json")
 
 def noise_level(problem: Problem, unit: float) -> Tensor:
     """τ of every member of a problem with one batch dimension: (batch,)."""
-    return noise_weights(problem)[1] / (unit * mean_column_square(problem.A) ** 0.5)
+    tau: Tensor = noise_weights(problem)[1] / (unit * mean_column_square(problem.A) ** 0.5)
+    return tau
 
 
 def weight(method: str, tau: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
     TV(x) = Σ √((x_{i+1,j} − x_{i,j})² + (x_{i,j+1} − x_{i,j})²),   differences across the border are zero
     prox  = argmin_{x in C} ½‖x − b‖² + λ TV(x) = P_C(b − λ ∇ᵀp),   p the dual optimum, |p_{i,j}| <= 1
 
-(Beck & Teboulle 2009, IEEE Trans. Image Process. 18:2419, doi:10.1109/TIP.2009.2028250, algorithm FGP.) Any dual-feasible p
-gives a point x_p and a certificate for it: ½‖x_p − prox‖² <= gap = λ (TV(x_p) − ⟨p, ∇x_p⟩).
+(Beck & Teboulle 2009, IEEE Trans. Image Process. 18:2419, doi:10.1109/TIP.2009.2028250, algorithm FGP.) Any
+dual-feasible p gives a point x_p and a certificate for it: ½‖x_p − prox‖² <= gap = λ (TV(x_p) − ⟨p, ∇x_p⟩).
 """
 
 from __future__ import annotations

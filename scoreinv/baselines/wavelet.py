@@ -1,8 +1,8 @@
 """Orthogonal wavelet transform with periodic borders, as products with orthogonal matrices, on any device.
 
-Level by level the low-pass block x becomes W x Wᵀ, with W's upper half the low-pass and its lower half the high-pass filter of
-a wavelet at all even shifts: what PyWavelets calls mode="periodization". Because the whole transform T is orthogonal, the
-proximal map of λ‖T·‖₁ is exactly Tᵀ soft(T ·, λ).
+Level by level the low-pass block x becomes W x Wᵀ, with W's upper half the low-pass and its lower half the high-pass
+filter of a wavelet at all even shifts: what PyWavelets calls mode="periodization". Because the whole transform T is
+orthogonal, the proximal map of λ‖T·‖₁ is exactly Tᵀ soft(T ·, λ).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 
 def analysis(x: Tensor, wavelet: str, levels: int) -> Tensor:
-    """T x: (*batch, H, W) -> (*batch, H, W), coarse coefficients in the upper left corner; H and W divisible by 2^levels."""
+    """T x: (*batch, H, W) -> (*batch, H, W), coarse coefficients in the upper left corner; H and W divisible by
+    2^levels."""
     x = x.clone()
     for height, width in _blocks(x, levels):
         rows, columns = _matrices(height, width, wavelet, x)
@@ -76,7 +77,8 @@ def matrix(n: int, wavelet: str) -> Tensor:
     u, _, v = torch.linalg.svd(
         m
     )  # PyWavelets' tabulated filters are orthogonal to 1e-11 or so only: the nearest orthogonal one
-    return u @ v
+    nearest: Tensor = u @ v
+    return nearest
 
 
 def _matrices(height: int, width: int, wavelet: str, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,4 +171,5 @@ def constrained(step: Step, constrain: Constraint) -> Step:
 
 def _norm(x: Tensor) -> Tensor:
     """Euclidean norm of each member of a batch, shaped to broadcast."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).reshape(-1, *[1] * (x.ndim - 1))
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,256 @@
+"""CG data consistency against dense linear algebra, and the whole method against exact Gaussian posteriors.
+
+With D the denoiser of N(m, Σ), a fixed point z = P(D(z, σ)) of the image iteration (trust = 1) solves
+
+    AᵀWA z + τ² (Σ + σ² I)⁻¹ (z − m) = AᵀW y
+
+which is the posterior mean for the prior N(m, Σ + σ² I): exact for σ → 0. The same holds for noise-free data, where the
+fixed point is the conditional mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from scoreinv.linop import LinearOperator
+from scoreinv.posterior.proximal import Proximal, proximal_denoiser
+from scoreinv.priors.denoiser import Counted, Rescaled
+from scoreinv.priors.exact import GaussianPrior
+from scoreinv.problem import Problem
+
+F64 = torch.float64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense(LinearOperator):
+    """A matrix (data, pixels) on images of one row."""
+
+    matrix: Tensor
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        return (1, self.matrix.shape[1])
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.matrix.shape[0],)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x[..., 0, :] @ self.matrix.to(x).T
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.to(y))[..., None, :]
+
+
+def smooth_prior(pixels: int, mean: float = 0.3) -> GaussianPrior:
+    """Neighbouring pixels are alike; the eigenvalues lie between 0.3 and 1.6."""
+    i = torch.arange(pixels, dtype=F64)
+    covariance = 0.35 * torch.exp(-(i[:, None] - i).abs() / 2) + 0.2 * torch.eye(pixels, dtype=F64)
+    return GaussianPrior(torch.full((1, pixels), mean, dtype=F64), covariance)
+
+
+def problem(rng: Generator, data: int, pixels: int, noise: float | Tensor, batch: int = 1) -> tuple[Problem, GaussianPrior]:
+    A, prior = Dense(torch.randn(data, pixels, generator=rng, dtype=F64) / pixels**0.5), smooth_prior(pixels)
+    truth = prior.draw(batch, rng)
+    y = A(truth) + noise * torch.randn(batch, data, generator=rng, dtype=F64)
+    return Problem(A, y, noise, truth), prior
+
+
+# The proximal map
+
+
+@pytest.mark.parametrize("noise", [0.05, torch.tensor(0.2, dtype=F64), "member", "weights"])
+@pytest.mark.parametrize("sigma", [torch.tensor(0.7), torch.tensor([0.1, 0.5, 2.0])])
+def test_many_steps_solve_the_equation_of_the_head(noise: float | Tensor | str, sigma: Tensor, rng: Generator) -> None:
+    """(AᵀWA + ρ I) z = AᵀW y + ρ D solved densely, in the equivalent form with 1 / σ_y² and 1 / r²."""
+    std: float | Tensor = noise if not isinstance(noise, str) else torch.tensor([[0.05], [0.1], [0.3]], dtype=F64)
+    if noise == "weights":
+        std = 0.05 + 0.4 * torch.rand(3, 6, generator=rng, dtype=F64)
+    p, prior = problem(rng, 6, 9, std, batch=3)
+    x = torch.randn(3, 1, 9, generator=rng, dtype=F64)
+    z = proximal_denoiser(prior, p, trust=1.7, iterations=200)(x, sigma)
+    D, A = prior(x, sigma)[:, 0], p.A.matrix  # type: ignore[attr-defined]
+    for k in range(3):
+        precision = torch.diag(torch.as_tensor(std, dtype=F64).expand(3, 6)[k] ** -2)
+        strength = (1.7 * float(sigma.expand(3)[k])) ** -2
+        left = A.T @ precision @ A + strength * torch.eye(9, dtype=F64)
+        expected = torch.linalg.solve(left, A.T @ precision @ p.y[k] + strength * D[k])
+        torch.testing.assert_close(z[k, 0], expected, atol=1e-7, rtol=1e-6)
+
+
+def test_noise_free_it_projects_onto_the_data(rng: Generator) -> None:
+    """ρ = 0: z = D + A⁺ (y − A D), the nearest image to D that fits."""
+    p, prior = problem(rng, 5, 9, 0.0, batch=2)
+    x, sigma = torch.randn(2, 1, 9, generator=rng, dtype=F64), torch.tensor(0.4)
+    z = proximal_denoiser(prior, p, iterations=30)(x, sigma)
+    D, A = prior(x, sigma), p.A.matrix  # type: ignore[attr-defined]
+    torch.testing.assert_close(z[:, 0], D[:, 0] + (p.y - p.A(D)) @ torch.linalg.pinv(A).T, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(p.A(z), p.y, atol=1e-8, rtol=1e-6)
+
+
+def test_a_batch_may_mix_noisy_and_noise_free_members(rng: Generator) -> None:
+    std = torch.tensor([[0.0], [0.2]], dtype=F64)
+    p, prior = problem(rng, 5, 9, std, batch=2)
+    x, sigma = torch.randn(2, 1, 9, generator=rng, dtype=F64), torch.tensor(0.4)
+    z = proximal_denoiser(prior, p, iterations=30)(x, sigma)
+    for k, s in enumerate((0.0, 0.2)):
+        alone = proximal_denoiser(prior, Problem(p.A, p.y[k : k + 1], s), iterations=30)(x[k : k + 1], sigma)
+        torch.testing.assert_close(z[k : k + 1], alone, atol=1e-8, rtol=1e-6)
+
+
+def test_without_information_it_is_the_prior(rng: Generator) -> None:
+    p, prior = problem(rng, 5, 9, 1e6)
+    x, sigma = torch.randn(1, 1, 9, generator=rng, dtype=F64), torch.tensor(0.4)
+    torch.testing.assert_close(proximal_denoiser(prior, p)(x, sigma), prior(x, sigma), atol=1e-9, rtol=1e-9)
+
+
+# The method
+
+
+def many_steps(prior: GaussianPrior, sigma_min: float, **changes: float) -> Proximal:
+    """So many levels, and so many CG steps at each, that the iteration reaches its fixed point at σ_min."""
+    settings = {"n_levels": 400, "sigma_max": 3 * sigma_min, "draw_sigma": 2 * sigma_min, "iterations": 30, "momentum": 0.0}
+    return Proximal(prior, samples=1, sigma_min=sigma_min, **settings | changes)  # type: ignore[arg-type]
+
+
+def posterior_mean(prior: GaussianPrior, p: Problem, sigma: float = 0.0) -> Tensor:
+    widened = prior.covariance + sigma**2 * torch.eye(len(prior.covariance), dtype=F64)
+    members = [Problem(p.A, y, p.noise_std) for y in p.y]
+    return torch.stack([GaussianPrior(prior.mean, widened).posterior(member).mean for member in members])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_image_is_the_posterior_mean_of_the_widened_prior(noise: float, momentum: float, rng: Generator) -> None:
+    """The fixed point of the head; 400 levels that fall by 0.3 % a step stay within 2 % of the prior's unit of it."""
+    p, prior = problem(rng, 6, 9, noise, batch=2)
+    image = many_steps(prior, 0.2, momentum=momentum)(p, rng)[0]
+    expected = posterior_mean(prior, p, 0.2)
+    torch.testing.assert_close(image, expected, atol=0.02, rtol=0)
+    assert float((image - prior.mean).norm()) > 10 * float((image - expected).norm())  # the bound does say something
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_image_nears_the_posterior_mean_as_sigma_min_falls(noise: float, rng: Generator) -> None:
+    """The fixed point is off by O(σ_min² / λ), λ >= 0.3 the prior's least eigenvalue: 4 times nearer at half σ_min."""
+    p, prior = problem(rng, 6, 9, noise)
+    exact = posterior_mean(prior, p)
+    errors = [float((many_steps(prior, s)(p, rng)[0] - exact).norm() / exact.norm()) for s in (0.4, 0.2)]
+    assert errors[1] < 0.4 * errors[0] and errors[1] < 0.05
+
+
+def test_default_settings_beat_the_prior_mean_and_the_data_alone(rng: Generator) -> None:
+    """In 30 evaluations the image is not at the fixed point, but nearer to the posterior mean than either."""
+    p, prior = problem(rng, 6, 9, 0.1, batch=8)
+    exact = posterior_mean(prior, p)
+
+    def error(image: Tensor) -> float:
+        return float((image - exact).norm())
+
+    image = Proximal(prior, samples=1, sigma_min=0.1, draw_sigma=0.2, sigma_max=1.0)(p, rng)[0]
+    least_squares = (p.y @ torch.linalg.pinv(p.A.matrix).T)[:, None]  # type: ignore[attr-defined]
+    assert error(image) < 0.5 * error(prior.mean.expand_as(exact)) and error(image) < 0.5 * error(least_squares)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_noise_free_data_are_reproduced(samples: int, rng: Generator) -> None:
+    p, prior = problem(rng, 6, 9, 0.0, batch=2)
+    out = Proximal(prior, samples=samples)(p, rng)
+    assert out.shape == (samples, 2, 1, 9)
+    torch.testing.assert_close(p.A(out), p.y.expand(samples, 2, 6), atol=1e-6, rtol=1e-6)
+
+
+def test_draws_follow_the_seed_and_differ_from_each_other(rng: Generator) -> None:
+    p, prior = problem(rng, 6, 9, 0.1)
+    method = Proximal(prior, samples=3)
+    a, b, c = (method(p, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.allclose(a, c, atol=1e-3)
+    assert not torch.allclose(a[0], a[1], atol=1e-3) and not torch.allclose(a[1], a[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, "member", "weights"])
+def test_a_member_does_not_depend_on_its_mates(noise: float | str, rng: Generator) -> None:
+    """The first members of a batch, and the first samples, are what they are in a smaller batch of fewer samples."""
+    std: float | Tensor = noise if isinstance(noise, float) else torch.tensor([[0.05], [0.1], [0.3]], dtype=F64)
+    if noise == "weights":
+        std = 0.05 + 0.4 * torch.rand(3, 6, generator=rng, dtype=F64)
+    p, prior = problem(rng, 6, 9, std, batch=3)
+    first = Problem(p.A, p.y[:2], std[:2] if isinstance(std, Tensor) else std)
+    for n in (2, 1):
+        all_of_them = Proximal(prior, samples=4 if n > 1 else 1)(p, torch.Generator().manual_seed(3))
+        few = Proximal(prior, samples=n)(first, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(few, all_of_them[:n, :2], atol=1e-6, rtol=1e-6)
+
+
+def test_one_sample_is_the_image(rng: Generator) -> None:
+    p, prior = problem(rng, 6, 9, 0.1, batch=2)
+    method = Proximal(prior, samples=1, n_levels=7)
+    *_, image = method.images(p)
+    assert torch.equal(method(p, rng)[0], image)
+    assert torch.equal(method(p, torch.Generator().manual_seed(99))[0], image)  # no randomness in it
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_batch_dimensions_come_back(batch: tuple[int, ...], rng: Generator) -> None:
+    p, prior = problem(rng, 6, 9, 0.1, batch=6)
+    n = int(torch.tensor(batch).prod()) if batch else 1
+    shaped = Problem(p.A, p.y[:n].reshape(*batch, 6), torch.full((*batch, 1), 0.1, dtype=F64))
+    out = Proximal(prior, samples=2, n_levels=3)(shaped, rng)
+    assert out.shape == (2, *batch, 1, 9) and out.isfinite().all()
+    image = Proximal(prior, samples=1, n_levels=3)(shaped, rng)
+    flat = Proximal(prior, samples=1, n_levels=3)(Problem(p.A, p.y[:n], 0.1), rng)
+    torch.testing.assert_close(image.reshape(n, 1, 9), flat[0])
+
+
+def test_units_do_not_matter(rng: Generator) -> None:
+    """The same problem in another unit of the images gives the same images in that unit."""
+    p, prior = problem(rng, 6, 9, 0.1)
+    plain = Proximal(prior, samples=2)(p, torch.Generator().manual_seed(1))
+    a, b = 2.0, 0.01
+    y = b * p.y + a * p.A(torch.ones(1, 1, 9, dtype=F64))
+    scaled = Proximal(Rescaled(prior, a, b), samples=2)(Problem(p.A, y, b * 0.1), torch.Generator().manual_seed(1))
+    # The start is CGLS from zero, which is not the same image in both units: hence not to the last digit.
+    torch.testing.assert_close((scaled - a) / b, plain, atol=1e-2, rtol=0)
+
+
+def test_cost_is_what_the_settings_say(rng: Generator) -> None:
+    p, prior = problem(rng, 6, 9, 0.1, batch=2)
+    for method, cost in ((Proximal(Counted(prior)), 2 * (30 + 4 * 5)), (Proximal(Counted(prior), samples=1, n_levels=9), 2 * 9)):
+        method(p, rng)
+        assert method.prior.n_evaluations == cost  # type: ignore[attr-defined]
+
+
+def test_unseen_pixels_start_from_more_noise(rng: Generator) -> None:
+    seen: list[float] = []
+
+    def prior(x: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(float(sigma))
+        return x / (1 + sigma**2)
+
+    half = torch.eye(4, dtype=F64)[:2]
+    for A, first in ((Dense(torch.eye(4, dtype=F64)), 0.3), (Dense(half), 3.0)):
+        seen.clear()
+        y = torch.ones(1, A.out_shape[0], dtype=F64)
+        Proximal(prior, samples=1)(Problem(A, y), rng)
+        assert seen[0] == pytest.approx(first) and seen[-1] == pytest.approx(0.01) and len(seen) == 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"samples": 0}, "at least 1"),
+        ({"n_levels": 0}, "at least 1"),
+        ({"sigma_min": 0.0}, "0 < sigma_min"),
+        ({"sigma_min": 0.2}, "sigma_min < draw_sigma"),
+        ({"sigma_max": 0.005}, "sigma_min < sigma_max"),
+        ({"momentum": 1.0}, "momentum < 1"),
+        ({"trust": 0.0}, "trust > 0"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Proximal(smooth_prior(4), **settings)  # type: ignore[arg-type]
