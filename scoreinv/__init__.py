@@ -7,7 +7,8 @@
 
 A `LinearOperator` is A, a `Problem` is A, y and the noise; a `Method` solves problems, whether it is FBP or a diffusion
 sampler; a `Denoiser` D(x, σ) = E[x₀ | x = x₀ + σ n] is a prior. Lengths are in mm, attenuation in 1/mm, angles in
-radians, and all randomness comes from the seed or the `torch.Generator` that is passed. Operators: `scoreinv.operators`.
+radians, and all randomness comes from the seed or the `torch.Generator` that is passed. Operators lie in
+`scoreinv.operators`.
 
 Nothing heavy is imported before it is used: a name is loaded when it is first asked for.
 """

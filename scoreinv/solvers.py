@@ -58,7 +58,7 @@ def cg(
     else:
         x, r = x0.clone(), b - apply(x0)
     p, rr = r, inner(r, r)
-    goal = tolerance**2 * inner(b, b)
+    goal = max(tolerance, _rounding(b)) ** 2 * inner(b, b)
     for _ in range(max_iterations):
         active = rr > goal
         if not active.any():
@@ -123,7 +123,7 @@ def cgls_iterates(
     r = _times(root, y if x0 is None else y - A(x0))
     s = s0 if x0 is None else A.H(_times(root, r))
     p, ss = s, inner(s, s)
-    goal = tolerance**2 * inner(s0, s0)
+    goal = max(tolerance, _rounding(s0)) ** 2 * inner(s0, s0)
     for _ in range(max_iterations):
         active = ss > goal
         if not active.any():
@@ -183,6 +183,11 @@ def mean_column_square(A: LinearOperator, probes: int = 8) -> float:
 def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
     """a / b where wanted, 0 elsewhere (also for 0 / 0)."""
     return torch.where(where, a / torch.where(where, b, 1), 0)
+
+
+def _rounding(x: Tensor) -> float:
+    """Relative residual that is rounding only: further steps would blow it up along the null space of the matrix."""
+    return 10 * torch.finfo(x.dtype).eps
 
 
 def _times(w: Tensor | None, y: Tensor) -> Tensor:

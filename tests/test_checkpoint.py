@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Generator
 
-from scoreinv.priors.checkpoint import checksum, load_prior, save_prior
+from scoreinv.priors.checkpoint import FORMAT, checksum, load_prior, save_prior
 from scoreinv.priors.network import EDMDenoiser, UNetConfig
 
 CONFIG = UNetConfig(widths=(16, 32), attention=(), embedding=16, sigma_data=0.4)
@@ -63,9 +62,8 @@ def test_pickles_are_refused_with_a_way_out(tmp_path: Path, suffix: str) -> None
     with pytest.raises(ValueError, match=r"can run code.*scoreinv\.save_prior"):
         load_prior(trap)
     trap.rename(tmp_path / "renamed.safetensors")
-    save_file({}, tmp_path / "other.safetensors")
-    edit = {"format": "scoreinv-prior-1", "network": CONFIG.to_dict(), "sha256": checksum(tmp_path / "renamed.safetensors")}
-    (tmp_path / "renamed.json").write_text(json.dumps(edit))
+    card = {"format": FORMAT, "network": CONFIG.to_dict(), "sha256": checksum(tmp_path / "renamed.safetensors")}
+    (tmp_path / "renamed.json").write_text(json.dumps(card))
     with pytest.raises(ValueError, match="no network that these weights fit"):
         load_prior(tmp_path / "renamed.safetensors")
     assert not (tmp_path / "code-ran").exists()

@@ -37,7 +37,7 @@ class Dense(LinearOperator):
 
 
 @pytest.fixture
-def A(rng: Generator) -> Dense:
+def A(rng: Generator) -> Dense:  # noqa: N802
     return Dense(torch.randn(6, 12, generator=rng, dtype=torch.float64), (3, 4), (2, 3))
 
 

@@ -61,7 +61,10 @@ def test_without_noise_it_changes_nothing(sigma: float, rng: Generator) -> None:
     torch.testing.assert_close(trained()(x, torch.tensor(sigma)), x, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("config", [SMALL, UNetConfig(channels=3, widths=(16, 32, 48), unshuffle=1, attention=(), blocks=2)])
+DEEP = UNetConfig(channels=3, widths=(16, 32, 48), unshuffle=1, attention=(), blocks=2)
+
+
+@pytest.mark.parametrize("config", [SMALL, DEEP])
 def test_shapes_and_multiples(config: UNetConfig, rng: Generator) -> None:
     model, m = trained(config), config.multiple
     assert m == config.unshuffle * 2 ** (len(config.widths) - 1)

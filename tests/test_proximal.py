@@ -53,7 +53,9 @@ def smooth_prior(pixels: int, mean: float = 0.3) -> GaussianPrior:
     return GaussianPrior(torch.full((1, pixels), mean, dtype=F64), covariance)
 
 
-def problem(rng: Generator, data: int, pixels: int, noise: float | Tensor, batch: int = 1) -> tuple[Problem, GaussianPrior]:
+def problem(
+    rng: Generator, data: int, pixels: int, noise: float | Tensor, batch: int = 1
+) -> tuple[Problem, GaussianPrior]:
     A, prior = Dense(torch.randn(data, pixels, generator=rng, dtype=F64) / pixels**0.5), smooth_prior(pixels)
     truth = prior.draw(batch, rng)
     y = A(truth) + noise * torch.randn(batch, data, generator=rng, dtype=F64)
@@ -105,16 +107,18 @@ def test_a_batch_may_mix_noisy_and_noise_free_members(rng: Generator) -> None:
 def test_without_information_it_is_the_prior(rng: Generator) -> None:
     p, prior = problem(rng, 5, 9, 1e6)
     x, sigma = torch.randn(1, 1, 9, generator=rng, dtype=F64), torch.tensor(0.4)
-    torch.testing.assert_close(proximal_denoiser(prior, p)(x, sigma), prior(x, sigma), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(proximal_denoiser(prior, p)(x, sigma), prior(x, sigma), atol=1e-6, rtol=0)
 
 
 # The method
 
 
-def many_steps(prior: GaussianPrior, sigma_min: float, **changes: float) -> Proximal:
-    """So many levels, and so many CG steps at each, that the iteration reaches its fixed point at σ_min."""
-    settings = {"n_levels": 400, "sigma_max": 3 * sigma_min, "draw_sigma": 2 * sigma_min, "iterations": 30, "momentum": 0.0}
-    return Proximal(prior, samples=1, sigma_min=sigma_min, **settings | changes)  # type: ignore[arg-type]
+def many_steps(prior: GaussianPrior, sigma: float, momentum: float = 0.5) -> Proximal:
+    """Stays at one noise level, with exact CG (9 pixels), until the iteration has reached its fixed point."""
+    return Proximal(
+        prior, samples=1, n_levels=100, iterations=9, momentum=momentum,
+        sigma_max=1.01 * sigma, sigma_min=sigma, draw_sigma=2 * sigma,
+    )  # fmt: skip
 
 
 def posterior_mean(prior: GaussianPrior, p: Problem, sigma: float = 0.0) -> Tensor:
@@ -126,17 +130,16 @@ def posterior_mean(prior: GaussianPrior, p: Problem, sigma: float = 0.0) -> Tens
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_image_is_the_posterior_mean_of_the_widened_prior(noise: float, momentum: float, rng: Generator) -> None:
-    """The fixed point of the head; 400 levels that fall by 0.3 % a step stay within 2 % of the prior's unit of it."""
+    """The fixed point of the head; the levels still move by 1 % in all, and the image with them by less than 0.1 %."""
     p, prior = problem(rng, 6, 9, noise, batch=2)
-    image = many_steps(prior, 0.2, momentum=momentum)(p, rng)[0]
-    expected = posterior_mean(prior, p, 0.2)
-    torch.testing.assert_close(image, expected, atol=0.02, rtol=0)
-    assert float((image - prior.mean).norm()) > 10 * float((image - expected).norm())  # the bound does say something
+    image = many_steps(prior, 0.5, momentum)(p, rng)[0]
+    torch.testing.assert_close(image, posterior_mean(prior, p, 0.5), atol=1e-3, rtol=0)
+    assert float((image - posterior_mean(prior, p)).abs().max()) > 0.01  # so that the bound does say something
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_image_nears_the_posterior_mean_as_sigma_min_falls(noise: float, rng: Generator) -> None:
-    """The fixed point is off by O(σ_min² / λ), λ >= 0.3 the prior's least eigenvalue: 4 times nearer at half σ_min."""
+    """The fixed point is off by O(σ_min² / λ), λ >= 0.3 the least eigenvalue: about 4 times nearer at half σ_min."""
     p, prior = problem(rng, 6, 9, noise)
     exact = posterior_mean(prior, p)
     errors = [float((many_steps(prior, s)(p, rng)[0] - exact).norm() / exact.norm()) for s in (0.4, 0.2)]
@@ -210,18 +213,17 @@ def test_units_do_not_matter(rng: Generator) -> None:
     """The same problem in another unit of the images gives the same images in that unit."""
     p, prior = problem(rng, 6, 9, 0.1)
     plain = Proximal(prior, samples=2)(p, torch.Generator().manual_seed(1))
-    a, b = 2.0, 0.01
-    y = b * p.y + a * p.A(torch.ones(1, 1, 9, dtype=F64))
-    scaled = Proximal(Rescaled(prior, a, b), samples=2)(Problem(p.A, y, b * 0.1), torch.Generator().manual_seed(1))
-    # The start is CGLS from zero, which is not the same image in both units: hence not to the last digit.
-    torch.testing.assert_close((scaled - a) / b, plain, atol=1e-2, rtol=0)
+    small = Problem(p.A, 0.01 * p.y, 0.001)
+    scaled = Proximal(Rescaled(prior, 0.0, 0.01), samples=2)(small, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(scaled / 0.01, plain, atol=1e-6, rtol=1e-6)
 
 
 def test_cost_is_what_the_settings_say(rng: Generator) -> None:
     p, prior = problem(rng, 6, 9, 0.1, batch=2)
-    for method, cost in ((Proximal(Counted(prior)), 2 * (30 + 4 * 5)), (Proximal(Counted(prior), samples=1, n_levels=9), 2 * 9)):
-        method(p, rng)
-        assert method.prior.n_evaluations == cost  # type: ignore[attr-defined]
+    for settings, cost in (({}, 30 + 4 * 5), ({"samples": 1, "n_levels": 9}, 9)):
+        counted = Counted(prior)
+        Proximal(counted, **settings)(p, rng)
+        assert counted.n_evaluations == 2 * cost
 
 
 def test_unseen_pixels_start_from_more_noise(rng: Generator) -> None:

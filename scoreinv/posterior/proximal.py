@@ -13,6 +13,7 @@ Two uses of the one posterior denoiser P ∘ D:
 
     image   x ← P(D(x, σ)) + m (P(D(x, σ)) − previous),  σ falling from σ_max to σ_min: half-quadratic splitting with the
             score network as denoiser (Zhang et al., "DPIR", 2021, arXiv:2008.13751), momentum m; no noise is added
+            the network's evaluations go through its equivalent poses (`priors.denoiser.Posed`), whose errors average out
     draws   x = image + σ n, then x' = P(D(x, σ)) + σ' n (ancestral steps, fresh noise): each draw explores what data and
             image leave open
 """
@@ -20,13 +21,13 @@ Two uses of the one posterior denoiser P ∘ D:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Denoiser, posed, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.levels import geometric
@@ -44,6 +45,12 @@ def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, 
         trust: r / σ: how far D's estimate may be off, in units of the noise level.
         iterations: CG steps.
     """
+    proximal = _proximal_map(problem, trust, iterations)
+    return lambda x, sigma: proximal(prior(x, sigma), sigma)
+
+
+def _proximal_map(problem: Problem, trust: float, iterations: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """(D, σ) -> P(D)."""
     A = problem.A
     weights, tau = noise_weights(problem)
 
@@ -52,12 +59,11 @@ def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, 
 
     data = A.H(weighted(problem.y))
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        estimate = prior(x, sigma)
-        rho = like((tau / (trust * torch.as_tensor(sigma).to(x))) ** 2, x)
+    def proximal(estimate: Tensor, sigma: Tensor) -> Tensor:
+        rho = like((tau / (trust * torch.as_tensor(sigma).to(estimate))) ** 2, estimate)
         return cg(lambda z: A.H(weighted(A(z))) + rho * z, data + rho * estimate, estimate, max_iterations=iterations)
 
-    return denoise
+    return proximal
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,23 +122,23 @@ class Proximal:
 
     def images(self, problem: Problem) -> Iterator[Tensor]:
         """The estimates of half-quadratic splitting, one an evaluation; no noise is added."""
-        denoise = proximal_denoiser(self.prior, problem, trust=self.trust, iterations=self.iterations)
+        proximal = _proximal_map(problem, self.trust, self.iterations)
         weights, _ = noise_weights(problem)
         x = cgls(problem.A, problem.y, max_iterations=self.iterations, weights=weights)
         previous = None
-        for sigma in self._levels(self.n_levels, self.sigma_max or _first_level(problem), x):
-            estimate = denoise(x, sigma)
+        for k, sigma in enumerate(self._levels(self.n_levels, self.sigma_max or _first_level(problem), x)):
+            estimate = proximal(posed(self.prior, k)(x, sigma), sigma)
             x = estimate if previous is None else estimate + self.momentum * (estimate - previous)
             previous = estimate
             yield estimate
 
     def draws(self, problem: Problem, x: Tensor, rngs: list[Generator]) -> Iterator[Tensor]:
         """The clean estimates on the way of ancestral steps from x + σ n, σ = draw_sigma, down to sigma_min."""
-        denoise = proximal_denoiser(self.prior, problem, trust=self.trust, iterations=self.iterations)
+        proximal = _proximal_map(problem, self.trust, self.iterations)
         levels = self._levels(self.draw_levels, self.draw_sigma, x)
         x = x + levels[0] * normal(rngs, x)
-        for sigma, sigma_next in itertools.zip_longest(levels, levels[1:]):
-            estimate = denoise(x, sigma)
+        for k, (sigma, sigma_next) in enumerate(itertools.zip_longest(levels, levels[1:])):
+            estimate = proximal(posed(self.prior, k)(x, sigma), sigma)
             yield estimate
             if sigma_next is not None:
                 x = estimate + sigma_next * normal(rngs, x)

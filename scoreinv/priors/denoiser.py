@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ class Rescaled:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.shift + self.scale * self.denoiser((x - self.shift) / self.scale, sigma / self.scale)
 
+    def posed(self, k: int) -> Denoiser:
+        """The same prior in its k-th pose."""
+        return Rescaled(posed(self.denoiser, k), self.shift, self.scale)
+
 
 @dataclass(frozen=True, eq=False)
 class NetworkPrior:
@@ -57,6 +61,43 @@ class NetworkPrior:
             parts = [self.model(i, s) for i, s in zip(images.split(self.chunk), sigma.split(self.chunk), strict=True)]
         return torch.cat(parts)[:, 0, : x.shape[-2], : x.shape[-1]].to(x.dtype)
 
+    def posed(self, k: int) -> Denoiser:
+        """The k-th of 32 poses: flipped and shifted images, which the network was trained to treat alike."""
+        return Posed(self, _FLIPS[k % 4], _SHIFTS[k // 4 % 8])
+
+
+_FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+_SHIFTS = ((0, 0), (0, 1), (1, 0), (1, 1), (3, 2), (2, 3), (7, 5), (4, 6))
+"""Rows and columns; the network's coarsest pixel is 16 wide, so these meet its grid in different phases."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posed:
+    """D seen in another pose: T⁻¹ D(T x, σ), T a cyclic shift and flips. For a perfect prior of images without a preferred
+    place and handedness this is D itself; a network's errors differ from pose to pose, and an iteration that goes through the
+    poses averages them out (cycle spinning: Coifman, Donoho 1995, doi:10.1007/978-1-4612-2544-7_9).
+
+    Attributes:
+        denoiser: D.
+        flips: dimensions to reverse, negative.
+        shift: rows and columns to move by.
+    """
+
+    denoiser: Denoiser
+    flips: tuple[int, ...]
+    shift: tuple[int, int]
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        rows, columns = self.shift
+        turned = x.roll((rows, columns), (-2, -1)).flip(self.flips)
+        return self.denoiser(turned, sigma).flip(self.flips).roll((-rows, -columns), (-2, -1))
+
+
+def posed(prior: Denoiser, k: int) -> Denoiser:
+    """A prior in its k-th equivalent pose; priors that know of no poses (no method `posed`) stay as they are."""
+    pose = getattr(prior, "posed", None)
+    return prior if pose is None else cast("Denoiser", pose(k))
+
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """x (batch, H, W) with rows and columns reflected (repeated, where there are too few) at the bottom and right."""
@@ -79,6 +120,16 @@ class Counted:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.n_evaluations += x.shape[0]
         return self.denoiser(x, sigma)
+
+    def posed(self, k: int) -> Denoiser:
+        """The same prior in its k-th pose, counted here."""
+        inner = posed(self.denoiser, k)
+
+        def counted(x: Tensor, sigma: Tensor) -> Tensor:
+            self.n_evaluations += x.shape[0]
+            return inner(x, sigma)
+
+        return counted
 
     @property
     def scale(self) -> float:
