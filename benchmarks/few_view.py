@@ -51,7 +51,9 @@ def slices(path: Path) -> list[tuple[str, float, torch.Tensor]]:
         names = [name.decode() for name in file["patient"][:]]
         chosen = [[i for i, n in enumerate(names) if n == patient] for patient in sorted(set(names))]
         middle = [index[len(index) // 2] for index in chosen]
-        return [(names[i], float(file["pixel_mm"][i]), torch.from_numpy(file["hu"][i].astype(np.float32))) for i in middle]
+        return [
+            (names[i], float(file["pixel_mm"][i]), torch.from_numpy(file["hu"][i].astype(np.float32))) for i in middle
+        ]
 
 
 def main() -> None:
@@ -61,7 +63,9 @@ def main() -> None:
     p.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.005])
     p.add_argument("--methods", nargs="+", default=list(METHODS))
     p.add_argument("--patients", type=int, help="the first so many only")
-    p.add_argument("--song-levels", type=int, default=100, help="noise levels of the two Song samplers (published: 1000)")
+    p.add_argument(
+        "--song-levels", type=int, default=100, help="noise levels of the two Song samplers (published: 1000)"
+    )
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     path = a.out / "few_view.csv"
@@ -86,7 +90,16 @@ def main() -> None:
                     psnr, ssim = scores(hu_from_mu(result.mean), hu)
                     evaluations = result.settings["network_evaluations_per_image"]
                     chi2 = float(metrics.chi_squared(scan.problem, result.mean))
-                    row = (patient, noise, method, f"{psnr:.3f}", f"{ssim:.4f}", f"{chi2:.4g}", evaluations, f"{seconds:.1f}")
+                    row = (
+                        patient,
+                        noise,
+                        method,
+                        f"{psnr:.3f}",
+                        f"{ssim:.4f}",
+                        f"{chi2:.4g}",
+                        evaluations,
+                        f"{seconds:.1f}",
+                    )
                     writer.writerow(dict(zip(FIELDS, row, strict=True)))
                     file.flush()
                     print(*row)
@@ -96,15 +109,25 @@ def main() -> None:
 
 def table(rows: list[dict[str, str]], a: argparse.Namespace) -> str:
     """The Markdown report: one table a noise level, then the default against the reference, patient by patient."""
-    lines = [f"# {a.views} parallel views, 256 x 256, validation patients", "", __doc__.split("\n\n")[1].replace("\n", " "), ""]
+    lines = [
+        f"# {a.views} parallel views, 256 x 256, validation patients",
+        "",
+        __doc__.split("\n\n")[1].replace("\n", " "),
+        "",
+    ]
     for noise in a.noise:
         at = [r for r in rows if float(r["relative_noise"]) == noise]
         lines += [f"## Noise {100 * noise:g} % of the mean of the data", ""]
-        lines += ["| method | PSNR [dB] | SSIM | evaluations | patients | s an image |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            "| method | PSNR [dB] | SSIM | evaluations | patients | s an image |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
         for method in METHODS:
             mine = [r for r in at if r["method"] == method]
             if mine:
-                mean = {k: statistics.fmean(float(r[k]) for r in mine) for k in ("psnr", "ssim", "evaluations", "seconds")}
+                mean = {
+                    k: statistics.fmean(float(r[k]) for r in mine) for k in ("psnr", "ssim", "evaluations", "seconds")
+                }
                 lines.append(
                     f"| {method} | {mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['evaluations']:g} | {len(mine)} | {mean['seconds']:.1f} |"
                 )
@@ -119,9 +142,15 @@ def gains(rows: list[dict[str, str]]) -> list[str]:
     if not patients:
         return []
     gain = [by[p, DEFAULT] - by[p, REFERENCE] for p in patients]
-    lines = [f"{DEFAULT} minus {REFERENCE}: mean {statistics.fmean(gain):+.2f} dB, least {min(gain):+.2f} dB, patients {len(gain)}", ""]
+    lines = [
+        f"{DEFAULT} minus {REFERENCE}: mean {statistics.fmean(gain):+.2f} dB, least {min(gain):+.2f} dB, patients {len(gain)}",
+        "",
+    ]
     lines += [f"| patient | {REFERENCE} | {DEFAULT} | gain |", "| --- | --- | --- | --- |"]
-    return lines + [f"| {p} | {by[p, REFERENCE]:.2f} | {by[p, DEFAULT]:.2f} | {g:+.2f} |" for p, g in zip(patients, gain, strict=True)]
+    return lines + [
+        f"| {p} | {by[p, REFERENCE]:.2f} | {by[p, DEFAULT]:.2f} | {g:+.2f} |"
+        for p, g in zip(patients, gain, strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def _add_demo(commands: Any) -> argparse.ArgumentParser:
         description="Takes the CT slice that ships with pydicom, simulates 23 noisy views of it, reconstructs it with the score "
         "prior, FBP and FISTA-TV, and writes the scan, the reconstruction and a picture.",
     )  # fmt: skip
-    p.add_argument("--out", type=Path, default=Path("scoreinv-demo"), metavar="FOLDER", help="where results go (%(default)s)")
+    p.add_argument(
+        "--out", type=Path, default=Path("scoreinv-demo"), metavar="FOLDER", help="where results go (%(default)s)"
+    )
     p.add_argument("--views", type=int, default=23, help="number of views over 180 degrees (%(default)s)")
     p.add_argument("--samples", type=int, help="posterior draws for mean and uncertainty")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
@@ -96,12 +98,16 @@ def _add_simulate(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("image", type=Path, help="the image, or the folder of one DICOM series")
     p.add_argument("--out", type=Path, required=True, metavar="SCAN.h5", help="scan file to write")
     p.add_argument("--operator", default="parallel_beam_ct", metavar="NAME", help="see `scoreinv list` (%(default)s)")
-    p.add_argument("--slice", type=int, metavar="K", help="of a series or volume: this slice alone; negative counts from the end")
+    p.add_argument(
+        "--slice", type=int, metavar="K", help="of a series or volume: this slice alone; negative counts from the end"
+    )
     p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm], for files that do not state it")
     p.add_argument("--mu-water", type=float, metavar="PER_MM", help="attenuation of water [1/mm] (0.0193, at 70 keV)")
     geometry = p.add_argument_group("CT geometry")
     geometry.add_argument("--views", type=int, help="number of views (23)")
-    geometry.add_argument("--arc", type=float, metavar="DEG", help="angle covered by them [degrees] (180; 360 for fan beams)")
+    geometry.add_argument(
+        "--arc", type=float, metavar="DEG", help="angle covered by them [degrees] (180; 360 for fan beams)"
+    )
     geometry.add_argument("--start", type=float, metavar="DEG", help="angle of the first view [degrees] (0)")
     geometry.add_argument("--detectors", type=int, help="number of detector cells (as many as see the whole image)")
     geometry.add_argument("--detector-mm", type=float, help="width of a detector cell [mm]")
@@ -109,7 +115,9 @@ def _add_simulate(commands: Any) -> argparse.ArgumentParser:
     geometry.add_argument("--source-origin-mm", type=float, help="fan beam: source to rotation axis [mm]")
     geometry.add_argument("--origin-detector-mm", type=float, help="fan beam: rotation axis to detector [mm]")
     noise = p.add_mutually_exclusive_group()
-    noise.add_argument("--noise", type=float, default=0.0, metavar="R", help="Gaussian, standard deviation R x mean of the data (0)")
+    noise.add_argument(
+        "--noise", type=float, default=0.0, metavar="R", help="Gaussian, standard deviation R x mean of the data (0)"
+    )
     noise.add_argument("--photons", type=float, metavar="N", help="Poisson counts, N photons a ray without an object")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="further arguments of the operator")
     p.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
@@ -150,12 +158,19 @@ def _add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("scan", type=Path, help="scan file")
     p.add_argument("--out", type=Path, metavar="RECON.h5", help="result (the scan's name with .recon.h5)")
-    p.add_argument("--picture", type=Path, metavar="PICTURE.png", help="also draw reconstruction, uncertainty, FBP (truth and error)")
+    p.add_argument(
+        "--picture",
+        type=Path,
+        metavar="PICTURE.png",
+        help="also draw reconstruction, uncertainty, FBP (truth and error)",
+    )
     p.add_argument("--method", metavar="NAME", help="see `scoreinv list`; the default suits the scan")
     p.add_argument("--samples", type=int, metavar="M", help="draws from the posterior, for mean and standard deviation")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     p.add_argument("--prior", type=Path, metavar="FILE.safetensors", help="another prior than the shipped one")
-    p.add_argument("--noise-std", type=float, metavar="S", help="standard deviation of the data's noise, instead of the file's")
+    p.add_argument(
+        "--noise-std", type=float, metavar="S", help="standard deviation of the data's noise, instead of the file's"
+    )
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of the method")
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     d = p.add_argument_group("DXchange files")
@@ -188,9 +203,17 @@ def _reconstruct(a: argparse.Namespace) -> None:
     views = None if a.every is None else slice(None, None, a.every)
     scan = read_any_scan(a.scan, row=a.row, centre=a.centre, detector_mm=a.detector_mm, binning=a.binning, views=views)
     if a.noise_std is not None:
-        scan = dataclasses.replace(scan, problem=dataclasses.replace(scan.problem, noise_std=a.noise_std), noise_known=True)
+        scan = dataclasses.replace(
+            scan, problem=dataclasses.replace(scan.problem, noise_std=a.noise_std), noise_known=True
+        )
     result = reconstruct(
-        scan, a.method, samples=a.samples, seed=a.seed, prior=a.prior, settings=configure.parse_settings(a.set), device=a.device
+        scan,
+        a.method,
+        samples=a.samples,
+        seed=a.seed,
+        prior=a.prior,
+        settings=configure.parse_settings(a.set),
+        device=a.device,
     )
     write_reconstruction(out, result)
     print(f"{out}: {summary(result)}")
@@ -222,13 +245,29 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, help="length of the schedule (20000)")
     p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
     p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
-    p.add_argument("--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)")
-    p.add_argument("--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)")
+    p.add_argument(
+        "--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)"
+    )
+    p.add_argument(
+        "--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)"
+    )
     p.add_argument("--compile", action="store_true", help="torch.compile the network")
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="other training settings: batch_size, crop, lr, ema ...")
-    p.add_argument("--network", action="append", default=[], metavar="KEY=VALUE", help="network settings: widths=[32,64], attention=[1] ...")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other training settings: batch_size, crop, lr, ema ...",
+    )
+    p.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="network settings: widths=[32,64], attention=[1] ...",
+    )
     p.set_defaults(run=_train)
     return p
 
@@ -251,7 +290,9 @@ def _train(a: argparse.Namespace) -> None:
 
 def _add_info(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
-        "info", help="say what a file holds", description="Says what a scan, a reconstruction, a prior or an image holds."
+        "info",
+        help="say what a file holds",
+        description="Says what a scan, a reconstruction, a prior or an image holds.",
     )
     p.add_argument("file", type=Path, nargs="?", help="the file (default: the shipped prior)")
     p.set_defaults(run=_info)
@@ -266,7 +307,9 @@ def _info(a: argparse.Namespace) -> None:
 
 def _add_list(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
-        "list", help="list operators and methods", description="Lists operators and methods, those of installed plugins included."
+        "list",
+        help="list operators and methods",
+        description="Lists operators and methods, those of installed plugins included.",
     )
     p.add_argument("kind", nargs="?", choices=["operators", "methods"], help="only these")
     p.set_defaults(run=_list)

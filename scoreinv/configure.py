@@ -38,7 +38,9 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     return out
 
 
-def operator_for_image(name: str, shape: tuple[int, ...], pixel_mm: float, arguments: Mapping[str, Any]) -> LinearOperator:
+def operator_for_image(
+    name: str, shape: tuple[int, ...], pixel_mm: float, arguments: Mapping[str, Any]
+) -> LinearOperator:
     """The registered operator, fitted to images of a shape.
 
     Args:
@@ -92,7 +94,9 @@ def settings_of(built: Method) -> dict[str, Any]:
     if not dataclasses.is_dataclass(built):
         return {}
     values = {f.name: getattr(built, f.name) for f in dataclasses.fields(built) if f.name != "prior"}
-    return {k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in values.items()}
+    return {
+        k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in values.items()
+    }
 
 
 def _as_tuple(value: Any) -> Any:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydicom.data import get_testdata_file
 
-from scoreinv.files.scan import write_scan
 from scoreinv.files.reconstruction import check_writable, write_reconstruction
+from scoreinv.files.scan import write_scan
 from scoreinv.reconstruction import DEFAULT, reconstruct
 from scoreinv.report import draw, scores, summary
 from scoreinv.simulation import simulate_scan
@@ -16,7 +16,9 @@ from scoreinv.units import hu_from_mu
 RIVALS = ("fbp", "fista_tv")
 
 
-def demo(folder: Path, *, n_views: int = 23, samples: int | None = None, relative_noise: float = 0.005, seed: int = 0) -> str:
+def demo(
+    folder: Path, *, n_views: int = 23, samples: int | None = None, relative_noise: float = 0.005, seed: int = 0
+) -> str:
     """Simulate, reconstruct, write `scan.h5`, `recon.h5` and `recon.png` into a folder.
 
     Args:

@@ -52,7 +52,9 @@ class LinearOperator(abc.ABC):
             raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {got}")
         n = len(self.in_shape)
         if tuple(x.shape[x.ndim - n :]) != self.in_shape or x.ndim < n:
-            raise ValueError(f"{name}: expected a shape (*batch, {', '.join(map(str, self.in_shape))}), got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name}: expected a shape (*batch, {', '.join(map(str, self.in_shape))}), got {tuple(x.shape)}"
+            )
         return _Apply.apply(x, self, self.H)  # type: ignore[no-untyped-call, no-any-return]
 
     @property
@@ -91,7 +93,9 @@ class _Apply(torch.autograd.Function):
         return _Apply.apply(tangent, ctx.op, ctx.adjoint)  # type: ignore[no-untyped-call, no-any-return]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, op: LinearOperator, adjoint: LinearOperator) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], x: Tensor, op: LinearOperator, adjoint: LinearOperator
+    ) -> tuple[Tensor, int]:
         return _Apply.apply(x.movedim(in_dims[0], 0), op, adjoint), 0  # type: ignore[no-untyped-call]
 
 

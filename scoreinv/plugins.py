@@ -75,4 +75,6 @@ def name_of(kind: str, cls: type) -> str:
         # The entry point may name another module of the package that the class is imported into.
         if entry.value == path or (entry.value.partition(":")[0].partition(".")[0] == package and entry.load() is cls):
             return entry.name
-    raise ValueError(f"{cls.__qualname__} has no name among the {kind}: add an entry point to the group scoreinv.{kind}")
+    raise ValueError(
+        f"{cls.__qualname__} has no name among the {kind}: add an entry point to the group scoreinv.{kind}"
+    )

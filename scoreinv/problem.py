@@ -50,6 +50,7 @@ class Problem:
 
     def flat(self) -> Problem:
         """The same problem with exactly one batch dimension."""
+
         def merge(t: Tensor, shape: tuple[int, ...]) -> Tensor:
             return t.reshape(-1, *shape)
 
@@ -76,7 +77,7 @@ class Method(Protocol):
         ...
 
 
-def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: float = 0.0) -> Problem:  # noqa: N803
+def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: float = 0.0) -> Problem:
     """y = A x + n with Gaussian noise of standard deviation relative_noise * mean |A x| (of each image on its own).
 
     Args:
@@ -96,7 +97,7 @@ def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: fl
     return Problem(A, y + std * noise, std if std.numel() > 1 else float(std), x)
 
 
-def simulate_counts(A: LinearOperator, x: Tensor, rng: Generator, *, photons: float) -> Problem:  # noqa: N803
+def simulate_counts(A: LinearOperator, x: Tensor, rng: Generator, *, photons: float) -> Problem:
     """Transmission CT: N ~ Poisson(photons * exp(-A x)), y = -ln(N / photons), with N = 0 counted as half a photon.
 
     The noise is given as the standard deviation that post-log data have to first order, 1 / √N.

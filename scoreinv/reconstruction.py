@@ -107,13 +107,17 @@ def reconstruct(
         draws = solver(on_device, torch.Generator().manual_seed(seed)).cpu()
     seconds = time.perf_counter() - started
     if not torch.isfinite(draws).all():
-        raise ValueError(f"method {name!r} diverged (NaN or infinite pixels): check its settings and the scan's geometry and noise")
+        raise ValueError(
+            f"method {name!r} diverged (NaN or infinite pixels): check its settings and the scan's geometry and noise"
+        )
     n_images = max(1, problem.y.numel() // max(1, int(torch.tensor(problem.A.out_shape).prod())))
     noise = problem.noise_std
     record = {
         "method": name,
         **configure.settings_of(solver),
-        "noise_std": float(noise) if not isinstance(noise, Tensor) or noise.ndim == 0 else [float(noise.min()), float(noise.max())],
+        "noise_std": float(noise)
+        if not isinstance(noise, Tensor) or noise.ndim == 0
+        else [float(noise.min()), float(noise.max())],
         "noise_estimated": not scan.noise_known,
         "seconds": seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from scoreinv import metrics, plugins
-from scoreinv.files.images import read_image
 from scoreinv.files.dxchange import read_any_scan
+from scoreinv.files.images import read_image
 from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
 from scoreinv.files.reconstruction import Reconstruction, read_reconstruction
 from scoreinv.priors.checkpoint import load_prior
@@ -126,7 +126,9 @@ def _describe_scan(path: Path) -> str:
     lines = [
         f"{path}: scan, data {tuple(p.y.shape)}, {float(p.y.min()):.4g} to {float(p.y.max()):.4g}",
         f"operator: {_short(p.A)}",
-        f"noise: standard deviation {noise}" if scan.noise_known else "noise: not stated, to be estimated from the data",
+        f"noise: standard deviation {noise}"
+        if scan.noise_known
+        else "noise: not stated, to be estimated from the data",
         f"photons: {scan.photons:g}" if scan.photons else "",
         f"truth: {'stored' if p.truth is not None else 'unknown'}",
         f"info: {json.dumps(scan.info)}" if scan.info else "",

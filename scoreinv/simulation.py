@@ -59,7 +59,9 @@ def simulate_scan(
     return Scan(problem, mu_water_per_mm, info, photons)
 
 
-def _image(path: Path, channels: int, index: int | None, pixel_mm: float | None, mu_water_per_mm: float) -> tuple[Tensor, float]:
+def _image(
+    path: Path, channels: int, index: int | None, pixel_mm: float | None, mu_water_per_mm: float
+) -> tuple[Tensor, float]:
     """(slices, H, W) or (H, W) in 1/mm with the pixel's side, or a picture (3, H, W) in [0, 1] whose pixels are 1 mm."""
     if channels == 3:
         return read_picture(path), pixel_mm or 1.0

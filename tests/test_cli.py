@@ -43,7 +43,9 @@ def scan(image: Path) -> Path:
 def test_simulate_and_reconstruct(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = read_scan(scan)
     assert stored.problem.y.shape[0] == 12 and stored.problem.truth is not None
-    assert stored.problem.noise_std == pytest.approx(0.01 * float(stored.problem.A(stored.problem.truth).mean()), rel=1e-3)
+    assert stored.problem.noise_std == pytest.approx(
+        0.01 * float(stored.problem.A(stored.problem.truth).mean()), rel=1e-3
+    )
     picture = scan.with_name("picture.png")
     assert main(["reconstruct", str(scan), *FAST, "--picture", str(picture)]) == 0
     result = read_reconstruction(scan.with_suffix(".recon.h5"))
@@ -90,7 +92,16 @@ def test_photons(image: Path) -> None:
 
 def test_fan_beam_and_offset_from_the_command_line(image: Path) -> None:
     out = image.with_name("fan.h5")
-    fan = ["--operator", "fan_beam_ct", "--source-origin-mm", "200", "--origin-detector-mm", "100", "--detector-offset-mm", "0.5"]
+    fan = [
+        "--operator",
+        "fan_beam_ct",
+        "--source-origin-mm",
+        "200",
+        "--origin-detector-mm",
+        "100",
+        "--detector-offset-mm",
+        "0.5",
+    ]
     assert main(["simulate", str(image), "--pixel-mm", "1", *fan, "--views", "20", "--out", str(out)]) == 0
     A = read_scan(out).problem.A
     assert A.source_origin_mm == 200 and A.detector_offset_mm == 0.5 and max(A.angles) > np.pi
@@ -100,7 +111,9 @@ def test_fan_beam_and_offset_from_the_command_line(image: Path) -> None:
 def test_colour_picture_through_grayscale(tmp_path: Path) -> None:
     skimage_io = pytest.importorskip("skimage.io")
     picture = tmp_path / "picture.png"
-    skimage_io.imsave(picture, np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8), check_contrast=False)
+    skimage_io.imsave(
+        picture, np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8), check_contrast=False
+    )
     out = tmp_path / "gray.h5"
     assert main(["simulate", str(picture), "--operator", "grayscale", "--out", str(out)]) == 0
     assert main(["reconstruct", str(out), "--method", "cgls", "--set", "iterations=3"]) == 0
@@ -222,7 +235,17 @@ def test_result_cannot_be_written(scan: Path, capsys: pytest.CaptureFixture[str]
 
 def test_interrupt_leaves_nothing(scan: Path) -> None:
     out = scan.with_name("recon.h5")
-    command = [sys.executable, "-m", "scoreinv", "reconstruct", str(scan), "--out", str(out), "--set", "n_levels=100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "scoreinv",
+        "reconstruct",
+        str(scan),
+        "--out",
+        str(out),
+        "--set",
+        "n_levels=100000",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     time.sleep(0.5)
     while process.poll() is None and not _has_loaded_torch(process.pid):

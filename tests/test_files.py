@@ -398,7 +398,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file_whole(tmp_path: Path, views: V
         "with replacing(sys.argv[1]) as t, h5py.File(t, 'w') as f:\n    f['y'] = 1.0\n    f.flush()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)  # noqa: S603 (our own script)
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert killed.returncode == -9
     assert path.read_bytes() == before
     assert read_scan(path).problem.noise_std == 0.1

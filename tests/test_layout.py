@@ -133,7 +133,7 @@ def test_files_can_be_read_in_one_sitting() -> None:
 
 def test_no_paths_of_somebodys_machine() -> None:
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],  # noqa: S607
+        ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     if listed.returncode != 0:
@@ -177,7 +177,7 @@ def test_no_module_hides_a_public_name() -> None:
 
 def python(code: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

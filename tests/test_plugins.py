@@ -72,7 +72,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.writestr(name, text)
     target = folder / "installed"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, capture_output=True)  # noqa: S603
+    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, capture_output=True)
     return target
 
 
@@ -94,7 +94,7 @@ def python(installed: Path, *arguments: str, text: str = "") -> subprocess.Compl
     """A Python of its own in which the plugin is installed."""
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, input=text, capture_output=True, text=True, timeout=600)  # noqa: S603
+    return subprocess.run(command, env=environment, input=text, capture_output=True, text=True, timeout=600)
 
 
 def commands(installed: Path, *lines: list[str | Path]) -> list[list[Any]]:

@@ -319,7 +319,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None
     def start(folder: str) -> subprocess.Popen[str]:
         files = [str(images), "--validation", str(held_out), "--out", str(tmp_path / folder)]
         pace = ["--steps", str(steps), "--checkpoint-minutes", "0.0005", "--validate-every", "20"]
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(
             [sys.executable, "-m", "scoreinv", "train", *files, *pace, *settings, *network],
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -100,7 +100,9 @@ class Proximal:
         if not 0 < self.sigma_min < min(self.draw_sigma, self.sigma_max or self.draw_sigma):
             raise ValueError("Proximal: expected 0 < sigma_min < draw_sigma and sigma_min < sigma_max")
         if not 0 <= self.momentum < 1 or self.trust <= 0:
-            raise ValueError(f"Proximal: expected 0 <= momentum < 1 and trust > 0, got {self.momentum} and {self.trust}")
+            raise ValueError(
+                f"Proximal: expected 0 <= momentum < 1 and trust > 0, got {self.momentum} and {self.trust}"
+            )
 
     @torch.no_grad()
     def __call__(self, problem: Problem, rng: Generator) -> Tensor:
@@ -114,10 +116,14 @@ class Proximal:
         repeated = Problem(
             flat.A,
             flat.y.repeat(self.samples, *(1,) * (flat.y.ndim - 1)),
-            std.expand(flat.y.shape).repeat(self.samples, *(1,) * (flat.y.ndim - 1)) if isinstance(std, Tensor) and std.ndim else std,
+            std.expand(flat.y.shape).repeat(self.samples, *(1,) * (flat.y.ndim - 1))
+            if isinstance(std, Tensor) and std.ndim
+            else std,
         )
         starts = image.repeat(self.samples, *(1,) * (image.ndim - 1))
-        draws = last(track(self.draws(repeated, starts, member_streams(rng, self.samples, n)), "draws", self.draw_levels))
+        draws = last(
+            track(self.draws(repeated, starts, member_streams(rng, self.samples, n)), "draws", self.draw_levels)
+        )
         return draws.reshape(self.samples, *problem.batch_shape, *problem.A.in_shape)
 
     def images(self, problem: Problem) -> Iterator[Tensor]:

@@ -58,7 +58,9 @@ def load_prior(path: str | Path) -> tuple[EDMDenoiser, dict[str, Any]]:
             raise FileNotFoundError(f"{needed}: no such file (a prior is NAME.safetensors with NAME.json beside it)")
     card = _read_card(card_path)
     if card.get("sha256") != checksum(path):
-        raise ValueError(f"{path}: checksum differs from its card's; the file is damaged or the two do not belong together")
+        raise ValueError(
+            f"{path}: checksum differs from its card's; the file is damaged or the two do not belong together"
+        )
     try:
         model = EDMDenoiser(UNetConfig.from_dict(card["network"]))
         model.load_state_dict({k: v.float() for k, v in load_file(path).items()})

@@ -56,7 +56,9 @@ class NetworkPrior:
         if x.ndim != 3:
             raise ValueError(f"NetworkPrior: expected images (batch, H, W), got shape {tuple(x.shape)}")
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
-        images = pad_to_multiple(x.float(), self.model.config.multiple)[:, None].contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(x.float(), self.model.config.multiple)[:, None].contiguous(
+            memory_format=torch.channels_last
+        )
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             parts = [self.model(i, s) for i, s in zip(images.split(self.chunk), sigma.split(self.chunk), strict=True)]
         return torch.cat(parts)[:, 0, : x.shape[-2], : x.shape[-1]].to(x.dtype)

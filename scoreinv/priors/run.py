@@ -58,13 +58,20 @@ def train_prior(
     held_out = read_image_set(validation) if validation else None
     shared = set(images.patients) & set(held_out.patients if held_out else ())
     if shared:
-        raise ValueError(f"patients {sorted(shared)[:3]} are in the training and in the validation images; split by patient")
+        raise ValueError(
+            f"patients {sorted(shared)[:3]} are in the training and in the validation images; split by patient"
+        )
     config = configure.call("training", TrainConfig, training or {})
     shape = configure.call("network", UNetConfig, _tuples(network or {}))
     trainer = Trainer(shape, config, images, device=device)
     checks = _validation(held_out, shape.multiple, device)
     steps = train(
-        trainer, folder, validation=checks, hours=hours or math.inf, checkpoint_minutes=checkpoint_minutes, validate_every=validate_every
+        trainer,
+        folder,
+        validation=checks,
+        hours=hours or math.inf,
+        checkpoint_minutes=checkpoint_minutes,
+        validate_every=validate_every,
     )
     bar = progress.track(steps, "training", config.steps)
     try:

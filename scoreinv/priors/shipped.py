@@ -28,7 +28,9 @@ def _loaded(path: Path, device: str) -> tuple[EDMDenoiser, dict[str, Any]]:
     return model.to(device, memory_format=torch.channels_last), card
 
 
-def ct_prior(path: str | Path | None = None, *, mu_water_per_mm: float = MU_WATER_PER_MM, device: str = "cpu") -> Rescaled:
+def ct_prior(
+    path: str | Path | None = None, *, mu_water_per_mm: float = MU_WATER_PER_MM, device: str = "cpu"
+) -> Rescaled:
     """A prior of CT images in attenuation [1/mm].
 
     Args:

@@ -83,7 +83,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * min((step + 1) / config.warmup, 1.0) * (0.01 + 0.99 * cosine)
 
 
-def denoising_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigma: Tensor, noise: Tensor, sigma_data: float) -> Tensor:
+def denoising_loss(
+    model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigma: Tensor, noise: Tensor, sigma_data: float
+) -> Tensor:
     """λ(σ) ‖D(x₀ + σ n, σ) − x₀‖² averaged over pixels and batch; x0 and noise (batch, C, H, W), sigma (batch,)."""
     s = sigma.reshape(-1, 1, 1, 1)
     weight = (s**2 + sigma_data**2) / (s * sigma_data) ** 2
@@ -93,7 +95,9 @@ def denoising_loss(model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, sigma:
 class Trainer:
     """The state of a training run: weights, their average, optimiser, step; saved and loaded as one file."""
 
-    def __init__(self, network: UNetConfig, config: TrainConfig, data: ImageSet, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, network: UNetConfig, config: TrainConfig, data: ImageSet, *, device: torch.device | str = "cpu"
+    ) -> None:
         for name in ("crop", "whole"):
             side, multiple = getattr(config, name), network.multiple
             if side % multiple:
@@ -137,7 +141,9 @@ class Trainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"training diverged at step {self.step}: gradient norm {norm}; lower the learning rate")
+            raise FloatingPointError(
+                f"training diverged at step {self.step}: gradient norm {norm}; lower the learning rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -159,7 +165,11 @@ class Trainer:
             "network": self.model.config.to_dict(), "training": asdict(self.config),
         }  # fmt: skip
         with replacing(path) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"scoreinv": json.dumps(facts)})
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+                temporary,
+                {"scoreinv": json.dumps(facts)},
+            )
 
     def load(self, path: Path) -> None:
         """Continue from a file that `save` wrote.
@@ -170,7 +180,9 @@ class Trainer:
         with safe_open(path, "pt", device=str(self.device)) as file:
             facts = json.loads(file.metadata()["scoreinv"])
             if UNetConfig.from_dict(facts["network"]) != self.model.config:
-                raise ValueError(f"{path}: holds the network {facts['network']}, this run asks for {self.model.config.to_dict()}")
+                raise ValueError(
+                    f"{path}: holds the network {facts['network']}, this run asks for {self.model.config.to_dict()}"
+                )
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         for prefix, module in (("model.", self.model), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
@@ -185,7 +197,9 @@ class Trainer:
 
 
 @torch.no_grad()
-def denoising_psnr(model: Callable[[Tensor, Tensor], Tensor], images: list[Tensor], sigmas: tuple[float, ...] = VALIDATION_SIGMAS) -> list[float]:
+def denoising_psnr(
+    model: Callable[[Tensor, Tensor], Tensor], images: list[Tensor], sigmas: tuple[float, ...] = VALIDATION_SIGMAS
+) -> list[float]:
     """PSNR of D(x₀ + σ n, σ) for each σ, mean over images; u clipped to [-1, 1], range 2; the same noise at every call.
 
     Args:
