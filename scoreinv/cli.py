@@ -21,11 +21,11 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    arguments = parser().parse_args(argv)
-    warnings.showwarning = _warn
-    from scoreinv import progress
-
     try:
+        arguments = parser().parse_args(argv)
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        from scoreinv import progress
+
         with progress.quiet() if arguments.quiet else contextlib.nullcontext():
             arguments.run(arguments)
     except (ValueError, OSError, FloatingPointError) as error:

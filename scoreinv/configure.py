@@ -62,7 +62,8 @@ def operator_for_image(
         known = {f.name for f in dataclasses.fields(cls)}
         build, automatic = cls, {k: v for k, v in (("image_shape", shape), ("pixel_mm", pixel_mm)) if k in known}
     plain = {k: _as_tuple(v) for k, v in arguments.items()}  # JSON knows lists only, a frozen operator holds tuples
-    return call(what, build, {**automatic, **plain})
+    built: LinearOperator = call(what, build, {**automatic, **plain})
+    return built
 
 
 def method(name: str, settings: Mapping[str, Any], prior: Callable[[], Denoiser]) -> Method:

@@ -53,8 +53,9 @@ def known_noise(scan: Scan) -> Problem:
     if scan.noise_known:
         return scan.problem
     problem = scan.problem
-    std = torch.as_tensor(estimate_noise_std(problem.y))
-    std = std.reshape(*problem.batch_shape, *(1,) * len(problem.A.out_shape)) if std.ndim else float(std)
+    std = estimate_noise_std(problem.y)
+    if std.ndim:
+        std = std.reshape(*problem.batch_shape, *(1,) * len(problem.A.out_shape))
     return dataclasses.replace(problem, noise_std=std)
 
 

@@ -35,7 +35,7 @@ def summary(r: Reconstruction) -> str:
         parts.append(f"{s['seconds']:.1f} s")
     if r.chi2 is not None:
         parts.append(f"{'relative residual' if s.get('noise_std') == 0 else 'chi^2'} {float(r.chi2.mean()):.3g}")
-    if r.truth is not None and r.mu_water_per_mm is not None:
+    if r.truth is not None and r.mu_water_per_mm is not None and r.mean_hu is not None:
         psnr, ssim = scores(r.mean_hu, hu_from_mu(r.truth, r.mu_water_per_mm))
         parts.append(f"PSNR {psnr:.2f} dB, SSIM {ssim:.3f} against the truth")
     return ", ".join(parts)

@@ -60,7 +60,7 @@ class NetworkPrior:
             memory_format=torch.channels_last
         )
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
-            parts = [self.model(i, s) for i, s in zip(images.split(self.chunk), sigma.split(self.chunk), strict=True)]
+            parts = [self.model(i, s) for i, s in zip(_chunks(images, self.chunk), _chunks(sigma, self.chunk), strict=True)]
         return torch.cat(parts)[:, 0, : x.shape[-2], : x.shape[-1]].to(x.dtype)
 
     def posed(self, k: int) -> Denoiser:
@@ -99,6 +99,10 @@ def posed(prior: Denoiser, k: int) -> Denoiser:
     """A prior in its k-th equivalent pose; priors that know of no poses (no method `posed`) stay as they are."""
     pose = getattr(prior, "posed", None)
     return prior if pose is None else cast("Denoiser", pose(k))
+
+
+def _chunks(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    return torch.split(x, size)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

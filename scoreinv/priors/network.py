@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class UNetConfig:
     """
 
     channels: int = 1
-    widths: tuple[int, ...] = (64, 96, 128, 192)
+    widths: tuple[int, ...] = (32, 96, 128, 192)
     blocks: int = 1
     unshuffle: int = 2
     attention: tuple[int, ...] = (3,)
@@ -60,7 +60,8 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
         """Build from the plain values of a JSON card; unknown keys raise TypeError."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values that `from_dict` takes."""
@@ -72,8 +73,17 @@ class UNetConfig:
         return int(self.unshuffle * 2 ** (len(self.widths) - 1))
 
 
+def _start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """A layer that gives nothing at first, so that training starts from the identity around it."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class FourierFeatures(nn.Module):
     """sin and cos of c_noise at frequencies in geometric progression (Tancik et al. 2020, arXiv:2006.10739)."""
+
+    frequencies: Tensor
 
     def __init__(self, n_frequencies: int, lowest: float = 0.5, highest: float = 32.0) -> None:
         super().__init__()
@@ -96,15 +106,15 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * n_out)
         self.skip = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
-        for last in (self.conv2, self.modulation):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        _start_at_zero(self.conv2)
+        _start_at_zero(self.modulation)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        return (self.skip(x) + h) * math.sqrt(0.5)
+        out: Tensor = (self.skip(x) + h) * math.sqrt(0.5)
+        return out
 
 
 class Attention(nn.Module):
@@ -116,15 +126,15 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(width // 16, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, 3, self.n_heads, c // self.n_heads, h * w)
         q, k, v = qkv.transpose(-1, -2).unbind(1)
         a = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(a.transpose(-1, -2).reshape(b, c, h, w))
+        mixed: Tensor = self.out(a.transpose(-1, -2).reshape(b, c, h, w))
+        return x + mixed
 
 
 class UNet(nn.Module):
@@ -148,11 +158,9 @@ class UNet(nn.Module):
                 self.down.append(nn.Conv2d(w, widths[k + 1], 3, stride=2, padding=1))
                 self.up.append(nn.Conv2d(widths[k + 1], w, 3, padding=1))
         self.attention = nn.ModuleDict({str(k): Attention(widths[k]) for k in config.attention})
-        self.head = nn.Sequential(
-            nn.GroupNorm(widths[0] // 16, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], n_pixels, 3, padding=1)
-        )
-        nn.init.zeros_(self.head[2].weight)
-        nn.init.zeros_(self.head[2].bias)
+        last = nn.Conv2d(widths[0], n_pixels, 3, padding=1)
+        self.head = nn.Sequential(nn.GroupNorm(widths[0] // 16, widths[0]), nn.SiLU(), last)
+        _start_at_zero(last)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """x (batch, channels, H, W) with H and W multiples of `config.multiple`; c_noise (batch,)."""
@@ -162,7 +170,7 @@ class UNet(nn.Module):
         for k, blocks in enumerate(self.encoder):
             if k:
                 h = self.down[k - 1](h)
-            for block in blocks:
+            for block in cast("nn.ModuleList", blocks):
                 h = block(h, e)
             skips.append(h)
             if str(k) in self.attention:
@@ -171,7 +179,7 @@ class UNet(nn.Module):
             if k + 1 < len(self.decoder):
                 h = self.up[k](F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = torch.cat([h, skips[k]], dim=1)
-            for block in self.decoder[k]:
+            for block in cast("nn.ModuleList", self.decoder[k]):
                 h = block(h, e)
         return F.pixel_shuffle(self.head(h), self.config.unshuffle)
 
@@ -198,4 +206,5 @@ class EDMDenoiser(nn.Module):
         sigma = sigma.to(x).reshape(-1, 1, 1, 1).expand(x.shape[0], 1, 1, 1)
         norm = (sigma**2 + sd**2).sqrt()
         raw = self.unet(x / norm, sigma.flatten().clamp(min=1e-6).log() / 4)
-        return (sd / norm) ** 2 * x + sigma * sd / norm * raw.to(x.dtype)
+        out: Tensor = (sd / norm) ** 2 * x + sigma * sd / norm * raw.to(x.dtype)
+        return out

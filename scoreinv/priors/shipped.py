@@ -25,7 +25,7 @@ def prior_path(path: str | Path | None = None) -> Path:
 @functools.lru_cache(maxsize=4)
 def _loaded(path: Path, device: str) -> tuple[EDMDenoiser, dict[str, Any]]:
     model, card = load_prior(path)
-    return model.to(device, memory_format=torch.channels_last), card
+    return model.to(device).to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
 
 
 def ct_prior(

@@ -106,8 +106,9 @@ class Trainer:
         self.cumulative = np.cumsum(data.weights())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = EDMDenoiser(network).to(self.device, memory_format=torch.channels_last)
+            self.model = EDMDenoiser(network).to(self.device)
             self.average = EDMDenoiser(network).to(self.device).requires_grad_(False).eval()
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
         self.forward = torch.compile(self.model) if config.compile else self.model
@@ -138,7 +139,7 @@ class Trainer:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bfloat16):
             loss = denoising_loss(self.forward, x0, sigma, noise, self.model.config.sigma_data)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(
