@@ -24,6 +24,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "methods": {
         "cgls": "scoreinv.baselines.iterative:CGLS",
+        "dds": "scoreinv.posterior.dds:DDS",
         "fbp": "scoreinv.baselines.fbp:FBP",
         "fista_tv": "scoreinv.baselines.fista:FistaTV",
         "fista_wavelet": "scoreinv.baselines.fista:FistaWavelet",

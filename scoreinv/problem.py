@@ -60,6 +60,15 @@ class Problem:
         truth = None if self.truth is None else merge(self.truth, self.A.in_shape)
         return Problem(self.A, merge(self.y, self.A.out_shape), std, truth)
 
+    def repeated(self, n: int) -> Problem:
+        """A problem of one batch dimension with its whole batch repeated n times, sample by sample; without the truth."""
+
+        def repeat(t: Tensor) -> Tensor:
+            return t.repeat(n, *(1,) * (t.ndim - 1))
+
+        std = self.noise_std
+        return Problem(self.A, repeat(self.y), repeat(std) if isinstance(std, Tensor) and std.ndim > 0 else std)
+
 
 class Method(Protocol):
     """Anything that solves problems: FBP, FISTA-TV and every diffusion sampler have this one type."""

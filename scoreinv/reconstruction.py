@@ -120,6 +120,8 @@ def reconstruct(
         if not isinstance(noise, Tensor) or noise.ndim == 0
         else [float(noise.min()), float(noise.max())],
         "noise_estimated": not scan.noise_known,
+        "operator": type(problem.A).__name__,
+        "data_shape": list(problem.A.out_shape),
         "seconds": seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
         "prior": prior_card(prior) if counted else None,
@@ -141,7 +143,7 @@ def reconstruct(
 def _fbp(problem: Problem) -> Tensor | None:
     """Filtered back-projection for comparison, where the operator has one."""
     fbp = getattr(problem.A, "fbp", None)
-    return None if fbp is None else fbp(problem.y)
+    return None if fbp is None else fbp(problem.y, "hann")
 
 
 def _to(problem: Problem, device: str) -> Problem:

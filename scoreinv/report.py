@@ -67,8 +67,15 @@ def draw(path: Path, r: Reconstruction) -> None:
     assert mean_hu is not None
     reconstruction_picture(
         path, mean_hu=mean_hu, std_hu=None if std is None else 1000 * std / mu_water, fbp_hu=hu(r.fbp), truth_hu=hu(r.truth),
-        title=str(r.settings.get("method", "")), pixel_mm=r.pixel_mm,
+        title=_title(r), pixel_mm=r.pixel_mm,
     )  # fmt: skip
+
+
+def _title(r: Reconstruction) -> str:
+    """Such as "ParallelBeamCT, 23 views: proximal"."""
+    shape = r.settings.get("data_shape", [])
+    views = f", {shape[0]} views" if len(shape) == 2 and "CT" in str(r.settings.get("operator")) else ""
+    return f"{r.settings.get('operator', 'scan')}{views}: {r.settings.get('method', '?')}"
 
 
 def listing(kinds: Sequence[str]) -> str:

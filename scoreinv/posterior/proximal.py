@@ -111,19 +111,9 @@ class Proximal:
         image = last(track(self.images(flat), "image", self.n_levels))
         if self.samples == 1:
             return image.reshape(1, *problem.batch_shape, *problem.A.in_shape)
-        n = len(image)
-        std = flat.noise_std
-        repeated = Problem(
-            flat.A,
-            flat.y.repeat(self.samples, *(1,) * (flat.y.ndim - 1)),
-            std.expand(flat.y.shape).repeat(self.samples, *(1,) * (flat.y.ndim - 1))
-            if isinstance(std, Tensor) and std.ndim
-            else std,
-        )
+        rngs = member_streams(rng, self.samples, len(image))
         starts = image.repeat(self.samples, *(1,) * (image.ndim - 1))
-        draws = last(
-            track(self.draws(repeated, starts, member_streams(rng, self.samples, n)), "draws", self.draw_levels)
-        )
+        draws = last(track(self.draws(flat.repeated(self.samples), starts, rngs), "draws", self.draw_levels))
         return draws.reshape(self.samples, *problem.batch_shape, *problem.A.in_shape)
 
     def images(self, problem: Problem) -> Iterator[Tensor]:

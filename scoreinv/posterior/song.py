@@ -84,7 +84,7 @@ class _Song(abc.ABC):
         Returns:
             (samples, *batch, *A.in_shape) in y's dtype.
         """
-        flat = _repeated(problem.flat(), self.samples)
+        flat = problem.flat().repeated(self.samples)
         rngs = member_streams(rng, self.samples, len(flat.y) // self.samples)
         correct = self._correction(flat)
 
@@ -191,13 +191,3 @@ class SongExact(_Song):
             return cg(normal_equations, b, max_iterations=self.iterations, tolerance=self.tolerance)
 
         return correct
-
-
-def _repeated(problem: Problem, samples: int) -> Problem:
-    """A problem of one batch dimension, with its batch repeated for every draw: sample by sample."""
-
-    def repeat(t: Tensor) -> Tensor:
-        return t.repeat(samples, *[1] * (t.ndim - 1))
-
-    std = problem.noise_std
-    return Problem(problem.A, repeat(problem.y), repeat(std) if isinstance(std, Tensor) and std.ndim > 0 else std)

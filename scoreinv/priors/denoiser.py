@@ -60,7 +60,9 @@ class NetworkPrior:
             memory_format=torch.channels_last
         )
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
-            parts = [self.model(i, s) for i, s in zip(_chunks(images, self.chunk), _chunks(sigma, self.chunk), strict=True)]
+            parts = [
+                self.model(i, s) for i, s in zip(_chunks(images, self.chunk), _chunks(sigma, self.chunk), strict=True)
+            ]
         return torch.cat(parts)[:, 0, : x.shape[-2], : x.shape[-1]].to(x.dtype)
 
     def posed(self, k: int) -> Denoiser:
