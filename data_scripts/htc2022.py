@@ -11,7 +11,7 @@ Geometry: the central slice of a cone beam on a flat detector, which is a fan be
 of which the last repeats the first and is left out. Angles and detector cells run as in scoreinv.operators.ct: the
 authors' own reconstruction comes out with neither flip nor turn.
 
-Hounsfield units are nominal: they refer to water at 70 keV, and at the 45 kV of this tube acrylic attenuates 0.033 per mm,
+Hounsfield units are nominal: they refer to water at 70 keV, and at this tube's 45 kV acrylic attenuates 0.033 per mm,
 1.7 times as much. It shows at about 700 HU.
 """
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"scoreinv: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("scoreinv: interrupted; no result was written", file=sys.stderr)
+        print("scoreinv: interrupted; no file is left half-written", file=sys.stderr)
         return 130
     return 0
 
@@ -225,13 +225,11 @@ def _reconstruct(a: argparse.Namespace) -> None:
 def _check_device(device: str) -> None:
     import torch
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    known = ["cpu", "cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    if device not in known:
+        raise ValueError(f"--device {device!r}: expected one of {', '.join(known)}")
+    if device != "cpu" and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: this torch {torch.__version__} finds no CUDA device; use --device cpu")
-    torch.device(device) if device in ("cpu", "cuda") or device.startswith("cuda:") else _no_device(device)
-
-
-def _no_device(device: str) -> None:
-    raise ValueError(f"--device {device!r}: expected cpu, cuda or cuda:K")
 
 
 def _add_train(commands: Any) -> argparse.ArgumentParser:
