@@ -67,8 +67,14 @@ def draw(path: Path, r: Reconstruction) -> None:
     assert mean_hu is not None
     reconstruction_picture(
         path, mean_hu=mean_hu, std_hu=None if std is None else 1000 * std / mu_water, fbp_hu=hu(r.fbp), truth_hu=hu(r.truth),
-        title=_title(r), pixel_mm=r.pixel_mm,
+        title=_title(r), pixel_mm=r.pixel_mm, window=_gray_window(mean_hu),
     )  # fmt: skip
+
+
+def _gray_window(hu: Tensor) -> tuple[float, float]:
+    """-1000 to 1000 HU, or the image's own range where it is far from that (a tooth, a metal part)."""
+    high = float(hu.flatten().kthvalue(max(1, int(0.99 * hu.numel()))).values)
+    return (-1000.0, 1000.0) if high < 2000 else (-1000.0, float(f"{high:.2g}"))
 
 
 def _title(r: Reconstruction) -> str:
