@@ -89,7 +89,7 @@ class Proximal:
     sigma_max: float | None = None
     sigma_min: float = 0.01
     momentum: float = 0.5
-    trust: float = 1.0
+    trust: float = 3.0
     iterations: int = 10
     draw_levels: int = 5
     draw_sigma: float = 0.1
