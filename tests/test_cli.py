@@ -239,24 +239,18 @@ def test_result_cannot_be_written(scan: Path, capsys: pytest.CaptureFixture[str]
 
 def test_interrupt_leaves_nothing(scan: Path) -> None:
     out = scan.with_name("recon.h5")
-    command = [
-        sys.executable,
-        "-m",
-        "scoreinv",
-        "reconstruct",
-        str(scan),
-        "--out",
-        str(out),
-        "--set",
-        "n_levels=100000",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.5)
-    while process.poll() is None and not _is_projecting(process.pid):
-        time.sleep(0.2)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    arguments = ["reconstruct", str(scan), "--out", str(out), "--set", "n_levels=100000"]
+    # A background job of a shell inherits an ignored SIGINT: take Python's own handler, as in a terminal.
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from scoreinv.cli import main; raise SystemExit(main({arguments}))"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None and not _is_projecting(process.pid):
+                time.sleep(0.2)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and "Traceback" not in err and "interrupted" in err
     assert not out.exists() and not [p for p in out.parent.iterdir() if p.name.startswith(".")]
 
