@@ -2,10 +2,10 @@
 
 One slice and 16 slices of 256 x 256 pixels, 23 parallel views, 363 detector cells, "linear" weights on both sides.
 ASTRA's projectors run on arrays that lie ready, one slice after another, as they do in the packages built on it.
-Repeats of the two are interleaved, so that a busy machine slows both; what counts are ratios: of the
-medians, and of the best times, which a machine shared with others disturbs least.
+Blocks of 5 calls of the two take turns, so that a busy machine slows both and both are measured as iterations use them, call
+after call; what counts are ratios: of the medians, and of the best times, which a machine shared with others disturbs least.
 
-    python benchmarks/operator_speed.py --out benchmarks/operator_speed.md
+    python benchmarks/operator_speed.py --out benchmarks/results/operator_speed.md
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from scoreinv.operators import ParallelBeamCT, equispaced_angles
 
+IN_A_ROW = 5
 BATCHES = (1, 16)
 
 
@@ -53,7 +54,7 @@ def report(size: int, views: int, repeats: int) -> str:
         "# Speed of the CT operator against ASTRA's CPU projectors",
         "",
         f"{size} x {size} pixels, {views} parallel views, {n_detectors} cells, weights `linear`, float32; medians of "
-        f"{repeats} interleaved repeats.",
+        f"{repeats} turns of 5 calls.",
         f"torch {torch.__version__} with {torch.get_num_threads()} thread(s), ASTRA {astra.__version__}, "
         f"Python {platform.python_version()}, {processor()}.",
         f"Making the matrix took {build:.1f} s (once for each geometry).",
@@ -101,10 +102,11 @@ def interleaved(calls: tuple[Callable[[], object], ...], repeats: int) -> list[t
     seconds: list[list[float]] = [[] for _ in calls]
     for repeat in range(-2, repeats):
         for call, taken in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            if repeat >= 0:
-                taken.append(time.perf_counter() - start)
+            for _ in range(IN_A_ROW):
+                start = time.perf_counter()
+                call()
+                if repeat >= 0:
+                    taken.append(time.perf_counter() - start)
     return [(statistics.median(taken), min(taken)) for taken in seconds]
 
 
