@@ -157,8 +157,8 @@ class SongExact(_Song):
     so that what σ has buried in noise follows the data, and singular values of A below σ_y / σ are left to the prior.
     Stopping the iterations early regularises in the same way. Works for every linear operator.
 
-    The corrector's step rule knows of the prior only: where the prior is smoother than σ_min, its steps are longer than
-    σ_min and draws scatter about noisy data by more than σ_y. A larger sigma_min mends that.
+    With noisy data, draws were seen to scatter about the data by 2 to 3 σ_y at the default sigma_min on small Gaussian
+    examples, less with a larger one; probably because the corrector's step rule knows of the prior only.
 
     Attributes:
         iterations: conjugate-gradient steps at most.
