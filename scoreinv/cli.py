@@ -240,6 +240,7 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("data", nargs="+", type=Path, help="files or folders of training images")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished prior")
     p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
+    p.add_argument("--start", type=Path, metavar="FILE.safetensors", help="begin with the weights of this prior")
     p.add_argument("--steps", type=int, help="length of the schedule (20000)")
     p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
     p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
@@ -280,7 +281,7 @@ def _train(a: argparse.Namespace) -> None:
         settings["steps"] = a.steps
     settings |= configure.parse_settings(a.set)
     prior = train_prior(
-        a.data, a.out, validation=a.validation, training=settings, network=configure.parse_settings(a.network), hours=a.hours,
+        a.data, a.out, validation=a.validation, start=a.start, training=settings, network=configure.parse_settings(a.network), hours=a.hours,
         checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
     )  # fmt: skip
     print(prior)

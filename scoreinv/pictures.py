@@ -79,11 +79,11 @@ def reconstruction_picture(
 
 
 def training_plot(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A PNG of a training run: loss, and validation PSNR at each noise level, against hours.
+    """A PNG of a training run: loss, and denoising PSNR at each noise level, against hours; validation in full, training dotted.
 
     Args:
         path: where to write it.
-        rows: of the training log: `hours`, `loss` and `psnr_<sigma>`, numbers or text.
+        rows: of the training log: `hours`, `loss`, `psnr_<sigma>` and `train_psnr_<sigma>`, numbers or text.
 
     Raises:
         ValueError: there are no rows.
@@ -261,15 +261,13 @@ def _training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     sigmas = sorted({float(key.removeprefix("psnr_")) for row in rows for key in row if key.startswith("psnr_")})
     ends: list[tuple[float, str, str]] = []
     for k, sigma in enumerate(sigmas):
-        points = [
-            (h, float(row[f"psnr_{sigma:g}"]))
-            for h, row in zip(hours, rows, strict=True)
-            if row.get(f"psnr_{sigma:g}") not in (None, "")
-        ]
         colour = SERIES[k % len(SERIES)]
-        quality.plot(*zip(*points, strict=True), color=colour, linewidth=1.8)
+        for key, style in ((f"train_psnr_{sigma:g}", ":"), (f"psnr_{sigma:g}", "-")):
+            points = [(h, float(r[key])) for h, r in zip(hours, rows, strict=True) if r.get(key) not in (None, "")]
+            if points:
+                quality.plot(*zip(*points, strict=True), color=colour, linewidth=1.8 if style == "-" else 1.0, linestyle=style)
         ends.append((points[-1][1], f"σ = {sigma:g}", colour))
-    _heading(quality, "Denoising PSNR on validation slices", "dB, for each noise level σ (1 = 1000 HU)")
+    _heading(quality, "Denoising PSNR", "dB on validation slices (dotted: training slices), at each noise level σ (1 = 1000 HU)")
     _label_ends(quality, hours[-1], ends)
     for axes in (loss, quality):
         axes.set_xlabel("hours of training")

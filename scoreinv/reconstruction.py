@@ -94,10 +94,12 @@ def reconstruct(
         given["samples"] = samples
     if configure.has_setting(name, "unit") and not looks_clinical(scan):
         given.setdefault("unit", abs(mean_image(scan.problem)) or 1.0)
+    pixel_mm = getattr(scan.problem.A, "pixel_mm", None)
     counted: list[Counted] = []
 
     def load() -> Counted:
-        counted.append(Counted(ct_prior(prior, mu_water_per_mm=scan.mu_water_per_mm, device=device)))
+        ct = ct_prior(prior, mu_water_per_mm=scan.mu_water_per_mm, pixel_mm=pixel_mm, device=device)
+        counted.append(Counted(ct))
         return counted[0]
 
     solver = configure.method(name, given, load)
@@ -133,7 +135,7 @@ def reconstruct(
         metrics.chi_squared(problem, draws.mean(dim=0)),
         record,
         seed,
-        getattr(problem.A, "pixel_mm", None),
+        pixel_mm,
         scan.mu_water_per_mm if gray_ct else None,
         problem.truth,
         _fbp(problem),

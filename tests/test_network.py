@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.priors.network import EDMDenoiser, UNetConfig
+from scoreinv.priors.blocks import BLOCKS
+from scoreinv.priors.network import EDMDenoiser, UNetConfig, positions
 
 SMALL = UNetConfig(widths=(16, 64), attention=(1,), embedding=32)
 
@@ -42,7 +43,7 @@ def test_preconditioning_formulas(rng: Generator) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
     class Spy(torch.nn.Module):
-        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        def forward(self, x: Tensor, c_noise: Tensor, pixel_mm: Tensor, box: Tensor) -> Tensor:
             seen.append((x, c_noise))
             return torch.full_like(x, 7.0)
 
@@ -62,9 +63,10 @@ def test_without_noise_it_changes_nothing(sigma: float, rng: Generator) -> None:
 
 
 DEEP = UNetConfig(channels=3, widths=(16, 32, 48), unshuffle=1, attention=(), blocks=2)
+KINDS = [dataclasses.replace(SMALL, block=block, blocks=2) for block in BLOCKS]
 
 
-@pytest.mark.parametrize("config", [SMALL, DEEP])
+@pytest.mark.parametrize("config", [DEEP, *KINDS], ids=["deep", *BLOCKS])
 def test_shapes_and_multiples(config: UNetConfig, rng: Generator) -> None:
     model, m = trained(config), config.multiple
     assert m == config.unshuffle * 2 ** (len(config.widths) - 1)
@@ -83,10 +85,45 @@ def test_a_batch_is_its_members(rng: Generator) -> None:
     assert not torch.allclose(together[:1], model(x[:1], sigma[1]), atol=1e-3)  # the noise level does matter
 
 
-def test_size_of_the_default_network() -> None:
-    config = UNetConfig()
-    n = sum(p.numel() for p in EDMDenoiser(config).parameters())
-    assert n == 4_404_164 and config.multiple == 16  # both are part of what the shipped weights mean
+@pytest.mark.parametrize("config", KINDS, ids=list(BLOCKS))
+def test_blocks_do_nothing_before_training(config: UNetConfig, rng: Generator) -> None:
+    block = untrained(config).unet.encoder[1][0]  # type: ignore[index]
+    x, e = torch.randn(2, 64, 8, 8, generator=rng), torch.randn(2, 32, generator=rng)
+    expected = x * math.sqrt(0.5) if config.block == "residual" else x
+    torch.testing.assert_close(block(x, e), expected)
+
+
+@pytest.mark.parametrize("config", KINDS, ids=list(BLOCKS))
+def test_recomputed_gradients_are_the_same(config: UNetConfig, rng: Generator) -> None:
+    model, x = trained(config).requires_grad_(True), torch.randn(2, 1, 8, 8, generator=rng)
+    gradients = []
+    for recompute in (False, True):
+        model.unet.recompute = recompute
+        model.zero_grad()
+        (model(x, torch.tensor(0.5)) ** 2).sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_pixel_size_may_be_unknown(rng: Generator) -> None:
+    """None, NaN and one size for all are allowed; a size changes the answer, and each image has its own."""
+    model, x, sigma = trained(), torch.randn(2, 1, 16, 16, generator=rng), torch.tensor(0.5)
+    unknown = model(x, sigma)
+    torch.testing.assert_close(model(x, sigma, math.nan), unknown)
+    fine, coarse = model(x, sigma, 0.45), model(x, sigma, 0.98)
+    assert not torch.allclose(fine, coarse, atol=1e-3) and not torch.allclose(fine, unknown, atol=1e-3)
+    mixed = model(x, sigma, torch.tensor([0.45, math.nan]))
+    torch.testing.assert_close(mixed, torch.stack([fine[0], unknown[1]]))
+
+
+def test_positions_are_those_of_pixel_centres() -> None:
+    """The quarter at the bottom right of an image of 4 x 8 pixels knows itself as such."""
+    whole = positions(torch.tensor([[-1.0, -1.0, 1.0, 1.0]]), 4, 8)
+    assert whole.shape == (1, 2, 4, 8)
+    torch.testing.assert_close(whole[0, 0, :, 3], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+    torch.testing.assert_close(whole[0, 1, 1, :3], torch.tensor([-0.875, -0.625, -0.375]))
+    quarter = positions(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), 2, 4)
+    torch.testing.assert_close(quarter, whole[:, :, 2:, 4:])
 
 
 def test_config_survives_json_values() -> None:
@@ -105,6 +142,7 @@ def test_config_survives_json_values() -> None:
         ({"attention": (2,)}, r"between 0 and 1.*attention=\[\]"),
         ({"attention": (0,)}, "multiple of 64"),
         ({"blocks": 0}, "at least 1"),
+        ({"block": "dense"}, "one of residual, plain, gated, got 'dense'"),
         ({"sigma_data": 0.0}, "positive"),
     ],
 )

@@ -26,19 +26,11 @@ from scoreinv.priors.checkpoint import load_prior
 from scoreinv.priors.crops import AIR_HU, ImageSet, draw_crops
 from scoreinv.priors.network import UNetConfig
 from scoreinv.priors.run import train_prior
-from scoreinv.priors.training import (
-    VALIDATION_SIGMAS,
-    TrainConfig,
-    Trainer,
-    denoising_loss,
-    denoising_psnr,
-    learning_rate,
-    read_log,
-    train,
-)
+from scoreinv.priors.training import TrainConfig, Trainer, denoising_error, learning_rate, train
+from scoreinv.priors.validation import VALIDATION_SIGMAS, Slice, denoising_psnr, read_log
 
 NETWORK = UNetConfig(widths=(16, 32), attention=(), embedding=16)
-SHORT = TrainConfig(steps=40, batch_size=2, crop=16, whole=32, warmup=5, ema=0.9)
+SHORT = TrainConfig(steps=40, batch_size=2, crop=16, whole=32, warmup=5, ema=(0.9, 0.5))
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -51,7 +43,7 @@ def data() -> ImageSet:
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {k: v.clone() for k, v in trainer.average.state_dict().items()}
+    return {f"{n}.{k}": v.clone() for n, a in enumerate(trainer.averages) for k, v in a.state_dict().items()}
 
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -69,7 +61,7 @@ def test_loss_of_a_linear_denoiser_of_gaussian_images() -> None:
     x0, noise = (torch.randn((n, 1, 1, 1), generator=rng, dtype=torch.float64) for _ in range(2))
     for sigma in (0.1, 0.5, 2.0):
         levels = torch.full((n,), sigma, dtype=torch.float64)
-        loss = denoising_loss(lambda x, _: c * x, s * x0, levels, noise, sigma_data)
+        loss = denoising_error(c * (s * x0 + sigma * noise), s * x0, levels, sigma_data).mean()
         expected = ((c - 1) ** 2 * s**2 + c**2 * sigma**2) * (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
         assert float(loss) == pytest.approx(expected, rel=5 * math.sqrt(2 / n))  # five standard errors
 
@@ -78,10 +70,9 @@ def test_loss_at_initialisation_is_one(rng: Generator) -> None:
     """What λ is made for: with F = 0 and images of standard deviation σ_d every noise level starts at a loss of 1."""
     x0, noise = (torch.randn((64, 1, 32, 32), generator=rng) for _ in range(2))
     for sigma in (0.01, 0.5, 30.0):
-        loss = denoising_loss(
-            lambda x, s: 0.25 / (s.reshape(-1, 1, 1, 1) ** 2 + 0.25) * x, 0.5 * x0, torch.full((64,), sigma), noise, 0.5
-        )
-        assert float(loss) == pytest.approx(1, rel=0.05)
+        denoised = 0.25 / (sigma**2 + 0.25) * (0.5 * x0 + sigma * noise)
+        error = denoising_error(denoised, 0.5 * x0, torch.full((64,), sigma), 0.5)
+        assert error.shape == (64,) and float(error.mean()) == pytest.approx(1, rel=0.05)
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
@@ -95,10 +86,17 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 def test_denoising_psnr_against_its_formula() -> None:
     """The identity denoises nothing: the error is σ² where nothing is clipped, 20 log10(2 / σ) dB."""
-    images = [torch.zeros(64, 64), torch.full((64, 64), 0.3)]
-    psnr = denoising_psnr(lambda x, _: x, images, (0.02, 0.1))
+    images = [Slice(torch.zeros(64, 64), 1.5), Slice(torch.full((64, 64), 0.3))]
+    told: list[float] = []
+
+    def identity(x: Tensor, sigma: Tensor, pixel_mm: Tensor) -> Tensor:
+        told.append(float(pixel_mm))
+        return x
+
+    psnr = denoising_psnr(identity, images, (0.02, 0.1))
     assert psnr == pytest.approx([20 * math.log10(2 / 0.02), 20 * math.log10(2 / 0.1)], abs=0.2)
-    assert psnr == denoising_psnr(lambda x, _: x, images, (0.02, 0.1))
+    assert psnr == denoising_psnr(identity, images, (0.02, 0.1))
+    assert told[0] == 1.5 and math.isnan(told[1])
 
 
 # The crops
@@ -110,14 +108,14 @@ def test_a_patient_weighs_the_root_of_its_slices(data: ImageSet) -> None:
     assert w.sum() == pytest.approx(1) and per_patient == pytest.approx([2 / 4, 1 / 4, 1 / 4])
     assert data.n_patients == 3 and data.one_per_patient() == [2, 4, 5]
     constant = ImageSet([np.full((4, 4), 100 * k, np.int16) for k in range(6)], data.patients)
-    crops = draw_crops(constant, np.cumsum(w), np.random.default_rng(0), 8000, 2)
+    crops = draw_crops(constant, np.cumsum(w), np.random.default_rng(0), 8000, 2).u
     share = torch.stack([(crops == 0.1 * k).float().mean() for k in range(6)]).numpy()
     assert np.abs(share - w).max() < 5 * math.sqrt(0.25 / 8000)
 
 
 def test_crops_come_from_the_image_in_four_orientations() -> None:
     image = np.arange(30, dtype=np.int16).reshape(5, 6)
-    crops = draw_crops(ImageSet([image], ["a"]), np.ones(1), np.random.default_rng(0), 2000, 3)
+    crops = draw_crops(ImageSet([image], ["a"]), np.ones(1), np.random.default_rng(0), 2000, 3).u
     assert crops.shape == (2000, 1, 3, 3) and crops.dtype == torch.float32
     windows = [image[i : i + 3, j : j + 3] for i in range(3) for j in range(4)]
     allowed = {w[::v, ::h].tobytes() for w in windows for v in (1, -1) for h in (1, -1)}
@@ -127,7 +125,7 @@ def test_crops_come_from_the_image_in_four_orientations() -> None:
 
 def test_small_images_are_surrounded_by_air() -> None:
     one = ImageSet([np.full((3, 7), 500, np.int16)], ["a"])
-    crop = draw_crops(one, np.ones(1), np.random.default_rng(0), 1, 5)[0, 0]
+    crop = draw_crops(one, np.ones(1), np.random.default_rng(0), 1, 5).u[0, 0]
     assert (crop[:3] == 0.5).all() and (crop[3:] == AIR_HU / 1000).all()
 
 
@@ -156,11 +154,11 @@ def test_same_seed_same_weights(data: ImageSet) -> None:
 def test_the_loss_falls(data: ImageSet) -> None:
     """On one and the same batch before and after, so that luck in the noise levels plays no part."""
     run = Trainer(NETWORK, dataclasses.replace(SHORT, batch_size=8, steps=60, lr=3e-3, whole_fraction=0.0), data)
-    x0, sigma, noise = run.batch(1000)
+    batch = run.batch(1000)
 
     def loss() -> float:
         with torch.no_grad():
-            return float(denoising_loss(run.model, x0, sigma, noise, run.model.config.sigma_data))
+            return float(run.loss(batch))
 
     before = loss()
     for _ in range(60):
@@ -171,15 +169,16 @@ def test_the_loss_falls(data: ImageSet) -> None:
 def test_a_batch_is_a_function_of_seed_and_step(data: ImageSet) -> None:
     run = Trainer(NETWORK, SHORT, data)
     first, again, other = run.batch(3), Trainer(NETWORK, SHORT, data).batch(3), run.batch(4)
-    for a, b, c in zip(first, again, other, strict=True):
-        assert torch.equal(a, b) and not torch.equal(a, c)
-    assert first[0].shape == (2, 1, 16, 16)
-    assert run.batch(34)[0].shape == (1, 1, 32, 32)  # the last 15 %: whole images, with as many pixels a step
+    for name in ("x0", "sigma", "noise", "box"):
+        a, b, c = (getattr(batch, name) for batch in (first, again, other))
+        assert torch.equal(a, b) and not torch.equal(a, c), name
+    assert first.x0.shape == (2, 1, 16, 16)
+    assert run.batch(34).x0.shape == (1, 1, 32, 32)  # the last 15 %: whole images, with as many pixels a step
 
 
 def test_noise_levels_are_log_normal(data: ImageSet) -> None:
     run = Trainer(NETWORK, dataclasses.replace(SHORT, batch_size=1000), data)
-    log_sigma = torch.cat([run.batch(k)[1].log() for k in range(10)])
+    log_sigma = torch.cat([run.batch(k).sigma.log() for k in range(10)])
     assert float(log_sigma.mean()) == pytest.approx(-1.4, abs=5 * 1.5 / 100)
     assert float(log_sigma.std()) == pytest.approx(1.5, rel=0.05)
 
@@ -187,12 +186,16 @@ def test_noise_levels_are_log_normal(data: ImageSet) -> None:
 def test_average_is_the_exponential_moving_average(data: ImageSet) -> None:
     run = Trainer(NETWORK, SHORT, data)
     name = "unet.stem.weight"
-    expected = run.model.state_dict()[name].double()
+    expected = [run.model.state_dict()[name].double() for _ in run.averages]
     for step in range(12):
         run.advance()
-        decay = min(0.9, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * run.model.state_dict()[name].double()
-    torch.testing.assert_close(run.average.state_dict()[name].double(), expected, atol=1e-6, rtol=1e-4)
+        new = run.model.state_dict()[name].double()
+        for k, longest in enumerate((0.9, 0.5)):
+            decay = min(longest, (1 + step) / (10 + step))
+            expected[k] = decay * expected[k] + (1 - decay) * new
+    for average, by_hand in zip(run.averages, expected, strict=True):
+        torch.testing.assert_close(average.state_dict()[name].double(), by_hand, atol=1e-6, rtol=1e-4)
+    assert not torch.equal(*(average.state_dict()[name] for average in run.averages))
 
 
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(data: ImageSet, tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(data: ImageSet, 
 
 
 def test_validation_may_begin_in_the_middle_of_a_run(data: ImageSet, tmp_path: Path) -> None:
-    images = [torch.zeros(16, 16)]
+    images = [Slice(torch.zeros(16, 16))]
     for validation, until in (([], 2), (images, 4), ([], 6)):
         list(train(Trainer(NETWORK, SHORT, data), tmp_path, validation=validation, until=until, validate_every=2))
     rows = read_log(tmp_path / "log.csv")
@@ -264,7 +267,8 @@ def test_another_network_in_the_folder_is_refused(data: ImageSet, tmp_path: Path
         ({"batch_size": 1.5}, "batch_size must be a whole number"),
         ({"warmup": 0}, "warmup must be"),
         ({"lr": -1.0}, "lr, clip and p_std must be positive"),
-        ({"ema": 1.0}, "0 <= ema < 1"),
+        ({"ema": (1.0,)}, "0 <= ema < 1"),
+        ({"decay": "linear"}, "decay must be 'cosine' or 'power', got 'linear'"),
     ],
 )
 def test_impossible_settings(data: ImageSet, changes: dict[str, Any], words: str) -> None:
@@ -351,7 +355,7 @@ def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None
 
 
 def without_time(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k != "hours"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("hours", "images_per_second")} for row in rows]
 
 
 def wait_for_rows(log: Path, n: int, process: subprocess.Popen[str]) -> None:

@@ -6,6 +6,7 @@ patient's right to the left, slices from feet to head. Values below -1000 HU (sc
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -105,20 +106,26 @@ def read_image_set(paths: Sequence[str | os.PathLike[str]]) -> ImageSet:
     """
     images: list[np.ndarray] = []
     patients: list[str] = []
+    sides: list[float] = []
     for path in map(Path, paths):
-        for slices, names in _training_images(path):
+        for slices, names, pixel_mm in _training_images(path):
             images += list(slices)
             patients += names
+            sides += pixel_mm
     if not images:
         raise ValueError(f"found no images in {', '.join(map(str, paths)) or 'an empty list of paths'}")
-    return ImageSet(images, patients)
+    return ImageSet(images, patients, sides)
 
 
-def _training_images(path: Path) -> list[tuple[np.ndarray, list[str]]]:
+TrainingImages = tuple[np.ndarray, list[str], list[float]]
+"""int16 slices (n, H, W), and for each its patient and the side of its pixels [mm], NaN where unknown."""
+
+
+def _training_images(path: Path) -> list[TrainingImages]:
     if not path.is_dir() and _reader(path) is _read_hdf5:
         return [_hdf5_set(path)]
     if not path.is_dir() and path.suffix.lower() in PICTURES:
-        return [_with_names(_clean(path, _read_pixels(path)[0]), path.name.split(".")[0])]
+        return [_training_part(path, _read_pixels(path))]
     found: list[tuple[Path, Read]] = []
     if path.is_dir():
         nifti = sorted(p for p in path.rglob("*") if p.name.lower().endswith(NIFTI))
@@ -129,11 +136,16 @@ def _training_images(path: Path) -> list[tuple[np.ndarray, list[str]]]:
         found += series
     else:
         found = [(path, _reader(path)(path))]
-    return [_with_names(_clean(p, hu), patient) for p, (hu, _, patient) in found]
+    return [_training_part(p, read) for p, read in found]
 
 
-def _with_names(hu: np.ndarray, patient: str) -> tuple[np.ndarray, list[str]]:
-    return np.rint(np.clip(hu, AIR_HU, np.iinfo(np.int16).max)).astype(np.int16), [patient] * len(hu)
+def _training_part(path: Path, read: Read) -> TrainingImages:
+    hu, pixel_mm, patient = read
+    return _as_int16(_clean(path, hu)), [patient] * len(hu), [math.nan if pixel_mm is None else pixel_mm] * len(hu)
+
+
+def _as_int16(hu: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(hu, AIR_HU, np.iinfo(np.int16).max)).astype(np.int16)
 
 
 Read = tuple[np.ndarray, float | None, str]
@@ -198,13 +210,14 @@ def _read_hdf5(path: Path, index: int | None = None) -> Read:
     return hu, None if sizes is None else float(np.mean(sizes)), names[i or 0]
 
 
-def _hdf5_set(path: Path) -> tuple[np.ndarray, list[str]]:
+def _hdf5_set(path: Path) -> TrainingImages:
     with hdf5.reading(path) as file:
         stored = _hu_dataset(file)
-        hu, names = stored[()], _patients(file, path, len(stored))
+        hu, names, sizes = stored[()], _patients(file, path, len(stored)), hdf5.numbers(file, "pixel_mm")
+    sides = np.broadcast_to(math.nan if sizes is None else sizes, len(hu)).tolist()
     if hu.dtype == np.int16:
-        return np.maximum(hu, AIR_HU, out=hu), names
-    return _with_names(_clean(path, hu), "")[0], names
+        return np.maximum(hu, AIR_HU, out=hu), names, sides
+    return _as_int16(_clean(path, hu)), names, sides
 
 
 def _hu_dataset(file: Any) -> Any:

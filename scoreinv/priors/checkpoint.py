@@ -1,4 +1,5 @@
-"""A prior on disk: `NAME.safetensors` (weights) beside `NAME.json` (network, training data, licences, figures).
+"""A prior on disk: `NAME.safetensors` (weights) beside `NAME.json` (network, training data, licences, figures) and the same
+card for people, `NAME.md`.
 
 Nothing in either file is executed: the JSON holds constructor arguments of `UNetConfig` and plain facts.
 """
@@ -15,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scoreinv.files.atomic import replacing
+from scoreinv.priors.card import markdown
 from scoreinv.priors.network import EDMDenoiser, UNetConfig
 
 FORMAT = "scoreinv-prior-1"
 
 
 def save_prior(model: EDMDenoiser, path: str | Path, card: dict[str, Any], *, half: bool = True) -> None:
-    """Write `path` (.safetensors) and its JSON card; with `half` the weights are stored as float16.
+    """Write `path` (.safetensors) and its cards; with `half` the weights are stored as float16.
 
     Raises:
         ValueError: the path does not end in .safetensors.
@@ -36,6 +38,8 @@ def save_prior(model: EDMDenoiser, path: str | Path, card: dict[str, Any], *, ha
     full = {"format": FORMAT, "network": model.config.to_dict(), **card, "sha256": checksum(path)}
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown(path.stem, full), encoding="utf-8")
 
 
 def load_prior(path: str | Path) -> tuple[EDMDenoiser, dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from scoreinv.priors.network import EDMDenoiser
+from scoreinv.priors.network import WHOLE, EDMDenoiser
+from scoreinv.priors.tiles import Tiles
 
 
 class Denoiser(Protocol):
@@ -40,30 +41,52 @@ class Rescaled:
 
 @dataclass(frozen=True, eq=False)
 class NetworkPrior:
-    """The network on images (batch, H, W) of any size: padded by reflection to the multiple it needs, then cropped.
+    """The network on images (batch, H, W) of any size: padded by reflection to the multiple it needs, then cropped; above a
+    size, denoised in overlapping tiles that know their place (see `priors.tiles`).
 
     Attributes:
         model: the network, with one channel.
+        pixel_mm: side of a pixel [mm]; None where it is unknown.
         bfloat16: evaluate in bfloat16 (worth it where the processor has matrix instructions for it).
-        chunk: images evaluated at once; the result does not depend on it.
+        chunk: images or tiles evaluated at once; the result does not depend on it.
+        largest: side of the largest image that is evaluated whole, and of the tiles of larger ones [pixels]: the memory limit.
     """
 
     model: EDMDenoiser
+    pixel_mm: float | None = None
     bfloat16: bool = False
     chunk: int = 4
+    largest: int = 640
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or self.largest < 4 * self.model.config.multiple:
+            least = 4 * self.model.config.multiple
+            raise ValueError(
+                f"NetworkPrior: expected chunk >= 1 and largest >= {least}, got {self.chunk} and {self.largest}"
+            )
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         if x.ndim != 3:
             raise ValueError(f"NetworkPrior: expected images (batch, H, W), got shape {tuple(x.shape)}")
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
-        images = pad_to_multiple(x.float(), self.model.config.multiple)[:, None].contiguous(
-            memory_format=torch.channels_last
-        )
+        if max(x.shape[-2:]) <= self.largest:
+            return self._network(x, sigma, x.new_tensor(WHOLE).expand(len(x), 4))
+        tiles = Tiles.covering(x.shape[-2], x.shape[-1], self.largest)
+        return tiles.blended(self._network(tiles.cut(x), *tiles.labels(sigma)))
+
+    def _network(self, x: Tensor, sigma: Tensor, box: Tensor) -> Tensor:
+        """x (n, H, W), sigma (n,), box (n, 4) of the unpadded images."""
+        height, width = x.shape[-2:]
+        images = pad_to_multiple(x.float(), self.model.config.multiple)[:, None]
+        top, left, bottom, right = box.float().unbind(1)
+        bottom = top + (bottom - top) * images.shape[-2] / height
+        right = left + (right - left) * images.shape[-1] / width
+        boxes = torch.stack([top, left, bottom, right], dim=1)
+        parts = []
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
-            parts = [
-                self.model(i, s) for i, s in zip(_chunks(images, self.chunk), _chunks(sigma, self.chunk), strict=True)
-            ]
-        return torch.cat(parts)[:, 0, : x.shape[-2], : x.shape[-1]].to(x.dtype)
+            for i, s, b in zip(*(torch.split(t, self.chunk) for t in (images, sigma, boxes)), strict=True):
+                parts.append(self.model(i.contiguous(memory_format=torch.channels_last), s, self.pixel_mm, b))
+        return torch.cat(parts)[:, 0, :height, :width].to(x.dtype)
 
     def posed(self, k: int) -> Denoiser:
         """The k-th of 32 poses: flipped and shifted images, which the network was trained to treat alike."""
@@ -101,10 +124,6 @@ def posed(prior: Denoiser, k: int) -> Denoiser:
     """A prior in its k-th equivalent pose; priors that know of no poses (no method `posed`) stay as they are."""
     pose = getattr(prior, "posed", None)
     return prior if pose is None else cast("Denoiser", pose(k))
-
-
-def _chunks(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    return torch.split(x, size)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -1,15 +1,19 @@
 """The score network: a compact time-conditional U-Net inside EDM preconditioning.
 
-    D(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ))
+    D(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ), pixel size, position)
 
     c_skip = σ_d² / (σ² + σ_d²)        c_out   = σ σ_d / √(σ² + σ_d²)
     c_in   = 1 / √(σ² + σ_d²)          c_noise = ¼ ln σ
 
 (Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-arXiv:2206.00364, table 1.) Images are in u = HU / 1000: air -1, water 0, bone up to about +2.
+arXiv:2206.00364, table 1.) Images are in u = HU / 1000: air -1, water 0, bone up to about +2, metal +3.
 
-The U-Net works on 2 x 2 blocks of pixels (pixel-unshuffle), which makes a 256 x 256 evaluation four times cheaper than
-one at full resolution: what is lost in the first layer is carried around the network by c_skip x.
+The size of a pixel is told beside the noise level, so that one network serves heads and bodies; it may be unknown. Two
+input channels tell where in the field of view a pixel lies (Hu et al., PaDIS, 2024, arXiv:2406.10211), so that a large
+image can be denoised tile by tile.
+
+The U-Net works on blocks of pixels (pixel-unshuffle), which makes a 256 x 256 evaluation several times cheaper than one
+at full resolution: what is lost in the first layer is carried around the network by c_skip x.
 """
 
 from __future__ import annotations
@@ -21,6 +25,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scoreinv.priors.blocks import BLOCKS, Attention, Embedding, start_at_zero
+
+WHOLE = (-1.0, -1.0, 1.0, 1.0)
+"""The box of an image that is not part of a larger one: top, left, bottom, right in units of half the field of view."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +40,18 @@ class UNetConfig:
     Attributes:
         channels: image channels (1 for CT).
         widths: channels of each level; level k works at 1 / (unshuffle * 2**k) of the image's resolution.
-        blocks: residual blocks a level, in the encoder and in the decoder.
+        blocks: blocks a level, in the encoder and in the decoder.
+        block: kind of block, see `priors.blocks`.
         unshuffle: side of the pixel block that becomes the channels of the first level.
         attention: levels with self-attention, counted from the finest (0).
-        embedding: width of the noise-level embedding.
+        embedding: width of the embedding of noise level and pixel size.
         sigma_data: standard deviation of the training images, in their own unit.
     """
 
     channels: int = 1
-    widths: tuple[int, ...] = (32, 96, 128, 192)
+    widths: tuple[int, ...] = (64, 96, 128, 192)
     blocks: int = 1
+    block: str = "residual"
     unshuffle: int = 2
     attention: tuple[int, ...] = (3,)
     embedding: int = 256
@@ -54,6 +66,8 @@ class UNetConfig:
                     f"attention needs levels between 0 and {len(self.widths) - 1} whose width is a multiple of 64, "
                     f"got level {k} of the widths {self.widths}; attention=[] is a network without"
                 )
+        if self.block not in BLOCKS:
+            raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {self.block!r}")
         if min(self.channels, self.blocks, self.unshuffle, self.embedding) < 1 or not self.sigma_data > 0:
             raise ValueError("channels, blocks, unshuffle and embedding must be at least 1, sigma_data positive")
 
@@ -73,105 +87,42 @@ class UNetConfig:
         return int(self.unshuffle * 2 ** (len(self.widths) - 1))
 
 
-def _start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
-    """A layer that gives nothing at first, so that training starts from the identity around it."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-class FourierFeatures(nn.Module):
-    """sin and cos of c_noise at frequencies in geometric progression (Tancik et al. 2020, arXiv:2006.10739)."""
-
-    frequencies: Tensor
-
-    def __init__(self, n_frequencies: int, lowest: float = 0.5, highest: float = 32.0) -> None:
-        super().__init__()
-        ratio = torch.linspace(math.log(lowest), math.log(highest), n_frequencies)
-        self.register_buffer("frequencies", ratio.exp(), persistent=False)
-
-    def forward(self, c_noise: Tensor) -> Tensor:
-        phase = c_noise[:, None] * self.frequencies
-        return torch.cat([phase.cos(), phase.sin()], dim=1)
-
-
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions; the noise level scales and shifts the second normalisation (Dhariwal, Nichol 2021)."""
-
-    def __init__(self, n_in: int, n_out: int, embedding: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(n_in // 16, n_in)
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(n_out // 16, n_out)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * n_out)
-        self.skip = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
-        _start_at_zero(self.conv2)
-        _start_at_zero(self.modulation)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
-        out: Tensor = (self.skip(x) + h) * math.sqrt(0.5)
-        return out
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over the pixels of a coarse level."""
-
-    def __init__(self, width: int, head: int = 64) -> None:
-        super().__init__()
-        self.n_heads = width // head
-        self.norm = nn.GroupNorm(width // 16, width)
-        self.qkv = nn.Conv2d(width, 3 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
-        _start_at_zero(self.out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.n_heads, c // self.n_heads, h * w)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        a = F.scaled_dot_product_attention(q, k, v)
-        mixed: Tensor = self.out(a.transpose(-1, -2).reshape(b, c, h, w))
-        return x + mixed
-
-
 class UNet(nn.Module):
-    """F(x; c_noise): encoder, bottleneck with attention, decoder with skip connections."""
+    """F(x; c_noise, pixel size, position): encoder, bottleneck with attention, decoder with skip connections."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        widths, emb = config.widths, config.embedding
-        n_pixels = config.channels * config.unshuffle**2
-        self.embed = nn.Sequential(FourierFeatures(32), nn.Linear(64, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
-        self.stem = nn.Conv2d(n_pixels, widths[0], 3, padding=1)
+        self.recompute = False
+        widths, emb, block = config.widths, config.embedding, BLOCKS[config.block]
+        n_block = config.unshuffle**2
+        self.embed = Embedding(emb)
+        self.stem = nn.Conv2d((config.channels + 2) * n_block, widths[0], 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for k, w in enumerate(widths):
-            self.encoder.append(nn.ModuleList([ResidualBlock(w, w, emb) for _ in range(config.blocks)]))
-            self.decoder.append(
-                nn.ModuleList([ResidualBlock(2 * w if i == 0 else w, w, emb) for i in range(config.blocks)])
-            )
+            self.encoder.append(nn.ModuleList([block(w, w, emb) for _ in range(config.blocks)]))
+            self.decoder.append(nn.ModuleList([block(2 * w if i == 0 else w, w, emb) for i in range(config.blocks)]))
             if k + 1 < len(widths):
                 self.down.append(nn.Conv2d(w, widths[k + 1], 3, stride=2, padding=1))
                 self.up.append(nn.Conv2d(widths[k + 1], w, 3, padding=1))
         self.attention = nn.ModuleDict({str(k): Attention(widths[k]) for k in config.attention})
-        last = nn.Conv2d(widths[0], n_pixels, 3, padding=1)
-        self.head = nn.Sequential(nn.GroupNorm(widths[0] // 16, widths[0]), nn.SiLU(), last)
-        _start_at_zero(last)
+        last = nn.Conv2d(widths[0], config.channels * n_block, 3, padding=1)
+        norm = nn.GroupNorm(widths[0] // 16, widths[0]) if config.block == "residual" else nn.Identity()
+        self.head = nn.Sequential(norm, nn.SiLU(), last)
+        start_at_zero(last)
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """x (batch, channels, H, W) with H and W multiples of `config.multiple`; c_noise (batch,)."""
-        e = self.embed(c_noise)
+    def forward(self, x: Tensor, c_noise: Tensor, pixel_mm: Tensor, box: Tensor) -> Tensor:
+        """x (batch, channels, H, W) with H and W multiples of `config.multiple`; the others (batch,), (batch,), (batch, 4)."""
+        e = self.embed(c_noise, pixel_mm)
+        x = torch.cat([x, positions(box, x.shape[-2], x.shape[-1]).to(x)], dim=1)
         h = self.stem(F.pixel_unshuffle(x, self.config.unshuffle))
         skips = []
         for k, blocks in enumerate(self.encoder):
             if k:
                 h = self.down[k - 1](h)
             for block in cast("nn.ModuleList", blocks):
-                h = block(h, e)
+                h = self._through(block, h, e)
             skips.append(h)
             if str(k) in self.attention:
                 h = self.attention[str(k)](h)
@@ -180,8 +131,33 @@ class UNet(nn.Module):
                 h = self.up[k](F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = torch.cat([h, skips[k]], dim=1)
             for block in cast("nn.ModuleList", self.decoder[k]):
-                h = block(h, e)
+                h = self._through(block, h, e)
         return F.pixel_shuffle(self.head(h), self.config.unshuffle)
+
+    def _through(self, block: nn.Module, h: Tensor, e: Tensor) -> Tensor:
+        """A block's output; with `recompute` what lies inside is not kept for the gradient but computed again."""
+        if self.recompute and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(block, h, e, use_reentrant=False))
+        return cast("Tensor", block(h, e))
+
+
+def positions(box: Tensor, height: int, width: int) -> Tensor:
+    """Row and column of every pixel's centre in units of half the field of view.
+
+    Args:
+        box: (batch, 4): top, left, bottom, right edge of each image.
+        height: rows of an image.
+        width: columns.
+
+    Returns:
+        (batch, 2, height, width).
+    """
+    rows = (torch.arange(height, device=box.device) + 0.5) / height
+    columns = (torch.arange(width, device=box.device) + 0.5) / width
+    top, left, bottom, right = (edge[:, None, None] for edge in box.unbind(1))
+    r = (top + (bottom - top) * rows[None, :, None]).expand(-1, height, width)
+    c = (left + (right - left) * columns[None, None, :]).expand(-1, height, width)
+    return torch.stack([r, c], dim=1)
 
 
 class EDMDenoiser(nn.Module):
@@ -192,19 +168,25 @@ class EDMDenoiser(nn.Module):
         self.config = config or UNetConfig()
         self.unet = UNet(self.config)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: Tensor, pixel_mm: Tensor | float | None = None, box: Tensor | None = None
+    ) -> Tensor:
         """The mean of x₀ given x = x₀ + σ n.
 
         Args:
             x: (batch, channels, H, W), H and W multiples of `config.multiple` (`priors.NetworkPrior` pads others).
             sigma: standard deviation of the noise, a scalar or (batch,), in the unit of x.
+            pixel_mm: side of a pixel [mm], a scalar or (batch,); None or NaN where it is unknown.
+            box: (batch, 4), which part of the field of view x is (see `positions`); None for all of it.
 
         Returns:
             D(x, σ), shaped like x, in x's dtype.
         """
-        sd = self.config.sigma_data
-        sigma = sigma.to(x).reshape(-1, 1, 1, 1).expand(x.shape[0], 1, 1, 1)
+        n, sd = x.shape[0], self.config.sigma_data
+        sigma = sigma.to(x).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
+        size = torch.as_tensor(math.nan if pixel_mm is None else pixel_mm, dtype=x.dtype, device=x.device).expand(n)
+        where = x.new_tensor(WHOLE).expand(n, 4) if box is None else box.to(x)
         norm = (sigma**2 + sd**2).sqrt()
-        raw = self.unet(x / norm, sigma.flatten().clamp(min=1e-6).log() / 4)
+        raw = self.unet(x / norm, sigma.flatten().clamp(min=1e-6).log() / 4, size, where)
         out: Tensor = (sd / norm) ** 2 * x + sigma * sd / norm * raw.to(x.dtype)
         return out

@@ -29,20 +29,25 @@ def _loaded(path: Path, device: str) -> tuple[EDMDenoiser, dict[str, Any]]:
 
 
 def ct_prior(
-    path: str | Path | None = None, *, mu_water_per_mm: float = MU_WATER_PER_MM, device: str = "cpu"
+    path: str | Path | None = None,
+    *,
+    mu_water_per_mm: float = MU_WATER_PER_MM,
+    pixel_mm: float | None = None,
+    device: str = "cpu",
 ) -> Rescaled:
     """A prior of CT images in attenuation [1/mm].
 
     Args:
         path: a .safetensors file whose network works in u = HU / 1000; by default the shipped one.
         mu_water_per_mm: attenuation of water, which u = 0 stands for [1/mm].
+        pixel_mm: side of a pixel [mm]; None where it is unknown.
         device: where the weights go.
 
     Raises:
         FileNotFoundError, ValueError: see `load_prior`.
     """
     model, _ = _loaded(prior_path(path), device)
-    return Rescaled(NetworkPrior(model), mu_water_per_mm, mu_water_per_mm)
+    return Rescaled(NetworkPrior(model, pixel_mm), mu_water_per_mm, mu_water_per_mm)
 
 
 def prior_card(path: str | Path | None = None) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Which network denoises validation slices best after the same time of training, at about the same cost of an evaluation?
+
+Every candidate is trained alone on the machine for the same number of minutes (the cosine schedule ends with them) with the
+project's own training code, from the same seed, on 128 x 128 crops unless its name says otherwise. What is compared is the
+denoising PSNR of the averaged weights (range 2 on u = HU / 1000 in [-1, 1]) on the middle slices of validation patients.
+
+    SCOREINV_DATA=/data python benchmarks/architecture_search.py --minutes 2 --out benchmarks/results
+
+Rows are appended to architecture_search.csv as they come and are not computed again; architecture_search.md is made from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scoreinv.files.images import read_image_set
+from scoreinv.priors.network import EDMDenoiser, UNetConfig
+from scoreinv.priors.run import validation_slices
+from scoreinv.priors.training import TrainConfig, Trainer
+from scoreinv.priors.validation import VALIDATION_SIGMAS, denoising_psnr
+
+BASE: dict[str, Any] = {"widths": (64, 128, 192, 256), "block": "plain"}
+CANDIDATES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "residual (group normalisation)": ({"block": "residual"}, {}),
+    "gated (depthwise), 2 blocks": ({"block": "gated", "blocks": 2}, {}),
+    "plain, no attention": ({"attention": ()}, {}),
+    "plain, attention at two levels": ({"attention": (2, 3)}, {}),
+    "plain, narrow and deep": ({"widths": (64, 96, 128, 192), "blocks": 2}, {}),
+    "plain, wide at the top": ({"widths": (96, 128, 160, 192)}, {}),
+    "plain, three levels": ({"widths": (64, 128, 192), "blocks": 1, "attention": (2,)}, {}),
+    "plain, unshuffle 1": ({"widths": (32, 48, 96, 128, 192), "unshuffle": 1, "attention": (4,)}, {}),
+    "plain, unshuffle 4": ({"widths": (128, 192, 256), "unshuffle": 4, "blocks": 2, "attention": (2,)}, {}),
+    "plain, learning rate 5e-4": ({}, {"lr": 5e-4}),
+    "plain, learning rate 2e-3": ({}, {"lr": 2e-3}),
+    "plain, 64 x 64 crops": ({}, {"crop": 64, "batch_size": 32}),
+    "plain, whole images": ({}, {"crop": 256, "batch_size": 2}),
+    "plain, learned weighting": ({}, {"weighting": "learned"}),
+}
+FIELDS = ("candidate", "parameters", "gflop", "seconds_256", "steps", *(f"psnr_{s:g}" for s in VALIDATION_SIGMAS))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    p.add_argument("--minutes", type=float, default=2.0, help="of training, for each candidate (%(default)s)")
+    p.add_argument("--only", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES), metavar="NAME")
+    p.add_argument("--bfloat16", action="store_true", help="train in bfloat16")
+    a = p.parse_args()
+    folder = Path(os.environ["SCOREINV_DATA"]) / "ct"
+    data, held_out = read_image_set([folder / "train.h5"]), read_image_set([folder / "val.h5"])
+    path = a.out / "architecture_search.csv"
+    seen = {row["candidate"] for row in csv.DictReader(path.open())} if path.is_file() else set()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if not seen:
+            writer.writeheader()
+        for name in a.only:
+            if name in seen:
+                continue
+            network, training = CANDIDATES[name]
+            config = UNetConfig(**{**BASE, **network})
+            settings = {"warmup": 50, "ema": (0.99,), "bfloat16": a.bfloat16, **training}
+            trainer = trained(Trainer(config, TrainConfig(**settings), data), a.minutes)
+            average = trainer.averages[0].to(memory_format=torch.channels_last).eval()
+            psnr = denoising_psnr(average, validation_slices(held_out, config.multiple))
+            figures = (name, sum(t.numel() for t in average.parameters()), *cost(average), trainer.step, *psnr)
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in zip(FIELDS, figures, strict=True)})
+            file.flush()
+            print(figures)
+    (a.out / "architecture_search.md").write_text(table(list(csv.DictReader(path.open())), a.minutes))
+
+
+def trained(trainer: Trainer, minutes: float) -> Trainer:
+    """After training for so long; the length of the schedule follows from the time of the first steps."""
+    warm = 20
+    for _ in range(warm):
+        trainer.advance()
+    steps = round(60 * minutes / (trainer.seconds / warm))
+    trainer.config = dataclasses.replace(trainer.config, steps=max(steps, warm + 1))
+    while trainer.seconds < 60 * minutes and trainer.step < trainer.config.steps:
+        trainer.advance()
+    return trainer
+
+
+@torch.no_grad()
+def cost(network: EDMDenoiser) -> tuple[float, float]:
+    """GFLOP and seconds (median of 7, float32) of an evaluation at 256 x 256."""
+    x, sigma = torch.randn(1, 1, 256, 256), torch.ones(1)
+    with FlopCounterMode(display=False) as counter:
+        network(x, sigma)
+    taken = []
+    for _ in range(7):
+        started = time.perf_counter()
+        network(x, sigma)
+        taken.append(time.perf_counter() - started)
+    return counter.get_total_flops() / 1e9, statistics.median(taken)
+
+
+def table(rows: list[dict[str, str]], minutes: float) -> str:
+    """The Markdown report, best mean PSNR first."""
+    sigmas = [f"psnr_{s:g}" for s in VALIDATION_SIGMAS]
+
+    def mean(row: dict[str, str]) -> float:
+        return statistics.fmean(float(row[s]) for s in sigmas)
+
+    lines = [
+        f"# Architecture search: {minutes:g} minutes of training each",
+        "",
+        __doc__.split("\n\n")[1].replace("\n", " "),
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads. PSNR [dB] at each noise level (in u), best mean first.",
+        "",
+        "| candidate | million weights | GFLOP | s an evaluation | steps | mean | "
+        + " | ".join(s.removeprefix("psnr_") for s in sigmas)
+        + " |",
+        "| --- " * (6 + len(sigmas)) + "|",
+    ]
+    for row in sorted(rows, key=mean, reverse=True):
+        figures = " | ".join(f"{float(row[s]):.2f}" for s in sigmas)
+        lines.append(
+            f"| {row['candidate']} | {int(row['parameters']) / 1e6:.1f} | {float(row['gflop']):.1f} | {float(row['seconds_256']):.3f} "
+            f"| {row['steps']} | {mean(row):.2f} | {figures} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The card of a prior: what it was trained on, how, and how well it denoises; plain values for JSON, Markdown for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = ("format", "sha256", "versions", "network", "training", "history", "data", "validation_psnr_db")
+
+
+def markdown(name: str, card: Mapping[str, Any]) -> str:
+    """A card as Markdown, with whatever of the usual parts it holds.
+
+    Args:
+        name: of the prior.
+        card: plain values, see `priors.checkpoint.save_prior`.
+    """
+    lines = [f"# {name}", ""]
+    if "description" in card:
+        lines += [str(card["description"]), ""]
+    lines += [f"- {_words(k)}: {v}" for k, v in card.items() if k not in HIDDEN and k != "description" and _plain(v)]
+    lines += ["", *_network(card), *_data(card.get("data", {})), *_quality(card), *_history(card.get("history", []))]
+    lines += [f"- {_words(k)}: {v}" for k, v in card.get("versions", {}).items()]
+    return "\n".join([*lines, "", f"SHA-256 of the weights: `{card.get('sha256', 'unknown')}`", ""])
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _row(*cells: Any) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    return [_row(*head), _row(*["---"] * len(head)), *(_row(*row) for row in rows), ""]
+
+
+def _network(card: Mapping[str, Any]) -> list[str]:
+    values = card.get("network", {})
+    return ["## Network", "", *_table(["setting", "value"], [[_words(k), v] for k, v in values.items()])]
+
+
+def _data(data: Mapping[str, Any]) -> list[str]:
+    lines = ["## Data", ""]
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            lines.append(f"- {_words(key)}: " + ", ".join(f"{v} {_words(k)}" for k, v in value.items()))
+        elif not isinstance(value, list):
+            lines.append(f"- {_words(key)}: {value}")
+    lines.append("")
+    for key, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            lines += _table([_words(k) for k in value[0]], [list(v.values()) for v in value])
+    return lines
+
+
+def _quality(card: Mapping[str, Any]) -> list[str]:
+    psnr = card.get("validation_psnr_db", {})
+    if not psnr:
+        return []
+    convention = str(card.get("validation_psnr_convention", ""))
+    cells = _table(["σ", *psnr], [["PSNR [dB]", *(f"{v:.2f}" for v in psnr.values())]])
+    return ["## Denoising of validation slices", "", convention, "", *cells]
+
+
+def _history(history: list[Mapping[str, Any]]) -> list[str]:
+    """One row for each slice of training, and the settings that differ between them."""
+    if not history:
+        return []
+    settings = [h.get("training", {}) for h in history]
+    changing = [k for k in settings[0] if any(s.get(k) != settings[0][k] for s in settings)]
+    common = ", ".join(f"{k} {v}" for k, v in settings[0].items() if k not in changing)
+    head = ["slice", "steps", "hours", "started from", *changing]
+    rows = [
+        [k + 1, f"{h['from_step']} to {h['to_step']}", f"{h['hours']:.2f}", h.get("start", "scratch")]
+        + [s.get(key) for key in changing]
+        for k, (h, s) in enumerate(zip(history, settings, strict=True))
+    ]
+    return ["## Training", "", f"In every slice: {common}.", "", *_table(head, rows)]
