@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_simulate, _add_reconstruct, _add_train, _add_info, _add_list):
+    for add in (_add_demo, _add_simulate, _add_reconstruct, _add_train, _add_sample, _add_info, _add_list):
         command = add(commands)
         command.add_argument("--quiet", action="store_true", help="no progress bars, results only")
     return top
@@ -273,6 +273,7 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
 
 def _train(a: argparse.Namespace) -> None:
     from scoreinv import configure
+    from scoreinv.priors.parallel import is_main
     from scoreinv.priors.run import train_prior
 
     _check_device(a.device)
@@ -284,7 +285,42 @@ def _train(a: argparse.Namespace) -> None:
         a.data, a.out, validation=a.validation, start=a.start, training=settings, network=configure.parse_settings(a.network), hours=a.hours,
         checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
     )  # fmt: skip
-    print(prior)
+    if is_main():
+        print(prior)
+
+
+def _add_sample(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "sample",
+        help="draw images from a prior",
+        description="Draws images from a prior into a contact sheet: does it know anatomy, or texture only? With --training each "
+        "stands above the training image most like it: does it make up images, or remember them?",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="picture to write")
+    p.add_argument("--prior", type=Path, metavar="FILE.safetensors", help="another prior than the shipped one")
+    p.add_argument("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
+    p.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of an image (%(default)s)")
+    p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm] to draw images for")
+    p.add_argument("--training", nargs="+", type=Path, default=[], metavar="FILE", help="images it was trained on")
+    p.add_argument("--validation", nargs="+", type=Path, default=[], metavar="FILE", help="images of other patients")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    p.set_defaults(run=_sample)
+    return p
+
+
+def _sample(a: argparse.Namespace) -> None:
+    from scoreinv.files.reconstruction import check_writable
+    from scoreinv.prior_samples import sample_prior
+
+    _check_device(a.device)
+    check_writable(a.out)
+    print(
+        sample_prior(
+            a.out, prior=a.prior, n=a.samples, side=a.side, pixel_mm=a.pixel_mm, training=a.training,
+            validation=a.validation, seed=a.seed, device=a.device,
+        )
+    )  # fmt: skip
 
 
 def _add_info(commands: Any) -> argparse.ArgumentParser:

@@ -75,7 +75,7 @@ def reconstruction_picture(
         raise ValueError(f"reconstruction_picture: images differ in shape: {shapes}")
     if not window[0] < window[1]:
         raise ValueError(f"reconstruction_picture: the window must be (low, high), got {window}")
-    _draw(path, lambda: _reconstruction_figure(pictures, title, pixel_mm, window))
+    write_figure(path, lambda: _reconstruction_figure(pictures, title, pixel_mm, window))
 
 
 def training_plot(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -90,7 +90,7 @@ def training_plot(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]
     """
     if not rows:
         raise ValueError("training_plot: the log has no rows yet; it gets one at every validation")
-    _draw(path, lambda: _training_figure(rows))
+    write_figure(path, lambda: _training_figure(rows))
 
 
 def write_png_gray(
@@ -111,7 +111,7 @@ def write_png_gray(
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def _draw(path: str | os.PathLike[str], figure: Any) -> None:
+def write_figure(path: str | os.PathLike[str], figure: Any) -> None:
     """Draw with the style of this module and no pyplot state, then write the PNG whole or not at all."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -329,3 +329,27 @@ def test_other_mistakes(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither DICOM series nor NIfTI"):
         read_image_set([tmp_path / "empty"])
+
+
+def test_training_images_that_are_no_hounsfield_units(tmp_path: Path) -> None:
+    """Gray values in a file that claims HU, metres for millimetres; and NaN, with the file's name."""
+    write_hdf5(tmp_path / "gray.h5", hu=np.clip(HU, 0, 255).astype(np.int16))
+    with pytest.raises(ValueError, match=r"gray.h5: values lie between 0 and \d+: gray values"):
+        read_image_set([tmp_path / "gray.h5"])
+    write_hdf5(tmp_path / "metres.h5", pixel_mm=0.0007)
+    with pytest.raises(ValueError, match=r"metres.h5: a pixel of 0.0007 mm is not that of a CT image"):
+        read_image_set([tmp_path / "metres.h5"])
+    broken = HU.astype(np.float32)
+    broken[1, 2, 3] = np.nan
+    write_hdf5(tmp_path / "nan.h5", hu=broken)
+    with pytest.raises(ValueError, match=r"nan.h5: 1 pixels are NaN"):
+        read_image_set([tmp_path / "nan.h5"])
+
+
+def test_training_images_keep_their_pixel_sizes(tmp_path: Path) -> None:
+    np.save(tmp_path / "unknown.npy", HU)
+    data = read_image_set([write_hdf5(tmp_path / "t.h5"), write_nifti(tmp_path / "x.nii", HU, mm=0.5), tmp_path / "unknown.npy"])
+    with h5py.File(tmp_path / "t.h5") as file:
+        stored = [float(v) for v in file["pixel_mm"][:]]
+    assert [data.side_mm(i) for i in range(6)] == pytest.approx([*stored, 0.5, 0.5, 0.5])
+    assert all(np.isnan(data.side_mm(i)) for i in range(6, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -24,7 +25,9 @@ from torch import Generator, Tensor
 from scoreinv.files import atomic
 from scoreinv.priors.checkpoint import load_prior
 from scoreinv.priors.crops import AIR_HU, ImageSet, draw_crops
+from scoreinv.priors import training
 from scoreinv.priors.network import UNetConfig
+from scoreinv.priors.parallel import Processes
 from scoreinv.priors.run import train_prior
 from scoreinv.priors.training import TrainConfig, Trainer, denoising_error, learning_rate, train
 from scoreinv.priors.validation import VALIDATION_SIGMAS, Slice, denoising_psnr, read_log
@@ -129,6 +132,35 @@ def test_small_images_are_surrounded_by_air() -> None:
     assert (crop[:3] == 0.5).all() and (crop[3:] == AIR_HU / 1000).all()
 
 
+def test_crops_know_their_place_and_pixels() -> None:
+    """An image whose values are its own row and column: what a crop shows and what its box says must agree."""
+    rows, columns = np.mgrid[:40, :60]
+    data = ImageSet([(10 * rows).astype(np.int16), (10 * columns).astype(np.int16)], ["a", "b"], [0.5, 2.0])
+    crops = draw_crops(data, np.array([0.5, 1.0]), np.random.default_rng(0), 400, 16)
+    alone = (crops.box == torch.tensor([-1.0, -1.0, 1.0, 1.0])).all(1)
+    assert 0.1 < alone.float().mean() < 0.3
+    for u, (top, left, bottom, right) in zip(crops.u[~alone, 0], crops.box[~alone].tolist(), strict=True):
+        axis, n, start, end = (0, 40, top, bottom) if float(u.std(0).max()) > 0 else (1, 60, left, right)
+        shown = 100 * u.mean(1 - axis)  # the row or column numbers of the crop, maybe reversed
+        expected = (torch.arange(16) + 0.5) / 16 * (end - start) * n / 2 + (start + 1) * n / 2 - 0.5
+        flipped = n - 1 - expected
+        assert torch.allclose(shown, expected, atol=1e-3) or torch.allclose(shown, flipped, atol=1e-3)
+    sizes = crops.pixel_mm
+    assert set(sizes[sizes.isfinite()].tolist()) == {0.5, 2.0} and 0.08 < sizes.isnan().float().mean() < 0.25
+
+
+def test_zoomed_crops_have_other_pixels(rng: Generator) -> None:
+    """A ramp of 10 HU a millimetre stays one: the slope in HU a pixel follows the pixel size that the crop reports."""
+    ramp = np.broadcast_to((10 * 1.5 * np.arange(200)).astype(np.int16), (200, 200))
+    crops = draw_crops(ImageSet([ramp], ["a"], [1.5]), np.ones(1), np.random.default_rng(0), 200, 32, zoom=0.5)
+    known = crops.pixel_mm.isfinite()
+    slope = 1000 * crops.u[known, 0, :, 4:-4].diff(dim=2).abs().mean((1, 2))
+    torch.testing.assert_close(slope, 10 * crops.pixel_mm[known], rtol=0.02, atol=0)
+    zoomed = (crops.pixel_mm[known] - 1.5).abs() > 1e-4
+    assert 0.35 < zoomed.float().mean() < 0.6
+    assert crops.pixel_mm[known].min() >= 0.74 and crops.pixel_mm[known].max() <= 1.9
+
+
 def test_image_set_needs_names() -> None:
     with pytest.raises(ValueError, match="0 images and 0 names"):
         ImageSet([], [])
@@ -164,6 +196,48 @@ def test_the_loss_falls(data: ImageSet) -> None:
     for _ in range(60):
         run.advance()
     assert loss() < 0.9 * before
+
+
+def test_learned_weights_find_the_usual_error(data: ImageSet) -> None:
+    """With the network frozen, eq. (2) is least where e^a(σ) is the mean error at σ."""
+    run = Trainer(NETWORK, dataclasses.replace(SHORT, weighting="learned", batch_size=64, whole_fraction=0), data)
+    assert "usual.linear.weight" in run.parameters
+    optimizer = torch.optim.Adam(run.usual.parameters(), lr=0.03)
+    batches = [run.batch(k) for k in range(8)]
+    for step in range(150):
+        optimizer.zero_grad()
+        run.loss(batches[step % 8]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        b = run.batch(100)
+        denoised = run.model(b.x0 + b.sigma.reshape(-1, 1, 1, 1) * b.noise, b.sigma)
+        error = denoising_error(denoised, b.x0, b.sigma, 0.5)
+        scaled = error / run.usual(b.sigma).exp()
+    for low, high in ((0.0, 0.2), (0.2, 0.6), (0.6, 99.0)):
+        inside = (b.sigma >= low) & (b.sigma < high)
+        assert float(scaled[inside].mean()) == pytest.approx(1, abs=0.35)
+
+
+def test_power_decay() -> None:
+    config = TrainConfig(steps=1000, warmup=10, lr=1e-3, decay="power", lr_reference=100)
+    assert [learning_rate(config, k) for k in (0, 50, 100, 400)] == pytest.approx([1e-4, 1e-3, 1e-3, 5e-4])
+
+
+def test_processes_share_a_batch(data: ImageSet) -> None:
+    """The shares of two processes are together the batch of one, and the mean of their gradients is its gradient."""
+    config = dataclasses.replace(SHORT, batch_size=4, whole_fraction=0)
+    alone = Trainer(NETWORK, config, data)
+    two = [Trainer(NETWORK, config, data, processes=Processes(torch.device("cpu"), k, 2)) for k in range(2)]
+    whole, shares = alone.batch(3).x0, [run.batch(3).x0 for run in two]
+    assert torch.equal(whole[0::2], shares[0]) and torch.equal(whole[1::2], shares[1])
+    for run in (alone, *two):
+        run.loss(run.batch(3)).backward()
+    name = "unet.head.2.weight"
+    gradients = [dict(run.model.named_parameters())[name].grad for run in (alone, *two)]
+    torch.testing.assert_close(gradients[0], (gradients[1] + gradients[2]) / 2)  # type: ignore[operator]
+    assert [run.processes.main for run in two] == [True, False]
+    with pytest.raises(ValueError, match="batch of 3 cannot be shared by 2"):
+        two[0].processes.part(torch.zeros(3))
 
 
 def test_a_batch_is_a_function_of_seed_and_step(data: ImageSet) -> None:
@@ -243,6 +317,43 @@ def test_a_crash_while_saving_leaves_the_old_state(
     assert_equal(weights(again), weights(run))
 
 
+def test_a_full_disk_does_not_end_training(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While there is no room, training goes on and says so, and the last good state stays."""
+    run = Trainer(NETWORK, SHORT, data)
+    list(train(run, tmp_path, validation=[], until=3))
+    old, whole = (tmp_path / "state.safetensors").read_bytes(), training.save_file
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training, "save_file", full)
+    steps = train(Trainer(NETWORK, SHORT, data), tmp_path, validation=[], until=8, checkpoint_minutes=0)
+    with pytest.warns(UserWarning, match="No space left.*last good state is kept"):
+        for row in steps:
+            if row["step"] == 7:
+                break
+    assert (tmp_path / "state.safetensors").read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir() if "state" in p.name] == ["state.safetensors"]
+    monkeypatch.setattr(training, "save_file", whole)
+    again = Trainer(NETWORK, SHORT, data)
+    list(train(again, tmp_path, validation=[], until=5))
+    assert again.step == 5
+
+
+def test_history_has_a_row_for_every_slice(data: ImageSet, tmp_path: Path) -> None:
+    for until, lr in ((3, 1e-3), (7, 5e-4)):
+        run = Trainer(NETWORK, dataclasses.replace(SHORT, lr=lr), data)
+        list(train(run, tmp_path, validation=[], until=until))
+    rows = run.history
+    assert [(r["from_step"], r["to_step"], r["start"], r["training"]["lr"]) for r in rows] == [
+        (0, 3, "scratch", 1e-3),
+        (3, 7, "state at step 3", 5e-4),
+    ]
+    assert sum(r["hours"] for r in rows) == pytest.approx(run.seconds / 3600)
+
+
 def test_time_limit_and_divergence(data: ImageSet, tmp_path: Path) -> None:
     run = Trainer(NETWORK, SHORT, data)
     assert list(train(run, tmp_path, validation=[], hours=0)) == [] and run.step == 0
@@ -310,6 +421,48 @@ def test_prior_from_files(tmp_path: Path) -> None:
     assert card["data"] == {"images": 2, "patients": 2, "validation_patients": 1}
     assert set(card["validation_psnr_db"]) == {f"{s:g}" for s in VALIDATION_SIGMAS}
     assert (tmp_path / "run" / "log.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_may_start_from_a_prior(tmp_path: Path) -> None:
+    """Network and weights are the prior's, and its history goes on; network settings of its own are refused."""
+    images = write_images(tmp_path / "a.h5", ["anna", "bert"], 0)
+    settings = {"steps": 3, "batch_size": 1, "crop": 16, "whole": 16}
+    network = {"widths": [16, 32], "attention": [], "embedding": 16, "block": "plain"}
+    first = train_prior([images], tmp_path / "one", training=settings, network=network)
+    again = {"training": settings | {"lr": 1e-9, "ema": [0.0]}, "start": first}
+    second = train_prior([images], tmp_path / "two", **again)  # type: ignore[arg-type]
+    (old, old_card), (new, card) = load_prior(first), load_prior(second)
+    for name, weight in old.state_dict().items():
+        torch.testing.assert_close(new.state_dict()[name], weight, atol=1e-3, rtol=1e-3)
+    assert [r["start"] for r in card["history"]] == ["scratch", old_card["sha256"][:12]]
+    assert card["steps"] == 6 and card["hours"] >= old_card["hours"]
+    text = second.with_suffix(".md").read_text()
+    assert "| 2 | 0 to 3 |" in text and "plain" in text and card["sha256"] in text
+    with pytest.raises(ValueError, match=r"leave its settings \['widths'\] out"):
+        train_prior([images], tmp_path / "three", network={"widths": [16]}, start=first)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Two real processes on the CPU: the state is that of one process, up to rounding, learned weights included."""
+    pytest.importorskip("accelerate", reason="needs the extra scoreinv[accelerate]")
+    images = write_images(tmp_path / "train.h5", ["a", "b", "c"], 0)
+    settings = ["--set", "batch_size=2", "--set", "crop=16", "--set", "whole_fraction=0", "--set", "ema=[0.5]"]
+    settings += ["--set", "weighting=learned", "--hours", "1"]
+    network = ["--network", "widths=[16,16]", "--network", "attention=[]", "--network", "embedding=16"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for folder, launcher in (("one", ["-m"]), ("two", [*launch, "-m"])):
+        command = [sys.executable, *launcher, "scoreinv", "train", str(images), "--out", str(tmp_path / folder)]
+        done = subprocess.run([*command, "--steps", "6", *settings, *network], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("prior.safetensors") == 1, done.stdout
+        history = json.loads((tmp_path / folder / "prior.json").read_text())["history"]
+        assert [row["processes"] for row in history] == [1 if folder == "one" else 2]
+    one, two = (load_file(tmp_path / folder / "state.safetensors") for folder in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if not name.startswith("adam"):
+            torch.testing.assert_close(two[name], value, atol=2e-4, rtol=1e-3)
 
 
 def test_killed_and_run_again_it_ends_with_the_same_bits(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from scoreinv.priors.crops import AIR_HU, ImageSet
 DISPLAY_WINDOW_HU = (-1000.0, 1000.0)
 """What 0 and 255 of an 8-bit gray picture stand for."""
 
+PIXEL_MM = (0.02, 10.0)
+"""Sides of pixels [mm] that are believed, from small animals to whole bodies at low resolution."""
+
 NIFTI = (".nii", ".nii.gz")
 PICTURES = (".png", ".tif", ".tiff", ".npy")
 
@@ -109,12 +112,29 @@ def read_image_set(paths: Sequence[str | os.PathLike[str]]) -> ImageSet:
     sides: list[float] = []
     for path in map(Path, paths):
         for slices, names, pixel_mm in _training_images(path):
+            _check_training(path, slices, pixel_mm)
             images += list(slices)
             patients += names
             sides += pixel_mm
     if not images:
         raise ValueError(f"found no images in {', '.join(map(str, paths)) or 'an empty list of paths'}")
     return ImageSet(images, patients, sides)
+
+
+def _check_training(path: Path, slices: np.ndarray, pixel_mm: Sequence[float]) -> None:
+    """What would train a prior of something else without a word: gray values for HU, metres for millimetres."""
+    low, high = int(slices.min()), int(slices.max())
+    if low >= 0 and 0 < high <= 255:
+        raise ValueError(
+            f"{path}: values lie between {low} and {high}: gray values or a normalised image, not Hounsfield units "
+            f"(air is -1000, water 0); convert them first"
+        )
+    odd = [p for p in pixel_mm if p < PIXEL_MM[0] or p > PIXEL_MM[1]]
+    if odd:
+        raise ValueError(
+            f"{path}: a pixel of {odd[0]:g} mm is not that of a CT image ({PIXEL_MM[0]:g} to {PIXEL_MM[1]:g} mm); "
+            "mend pixel_mm in the file, or leave it out"
+        )
 
 
 TrainingImages = tuple[np.ndarray, list[str], list[float]]

@@ -20,6 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def start_at_unit_variance(module: nn.Module) -> None:
+    """Weights of variance 1 / (inputs), no biases: a layer keeps the size of its input, with or without normalisation."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
     """A layer that gives nothing at first, so that training starts from the identity around it."""
     nn.init.zeros_(layer.weight)
@@ -71,6 +79,7 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * n_out)
         self.skip = _skip(n_in, n_out)
+        self.apply(start_at_unit_variance)
         start_at_zero(self.conv2)
         start_at_zero(self.modulation)
 
@@ -90,6 +99,7 @@ class Plain(nn.Module):
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * n_out)
         self.skip = _skip(n_in, n_out)
+        self.apply(start_at_unit_variance)
         start_at_zero(self.conv2)
         start_at_zero(self.modulation)
 
@@ -112,6 +122,7 @@ class Gated(nn.Module):
         self.narrow = nn.Conv2d(n_out, n_out, 1)
         self.widen2 = nn.Conv2d(n_out, 2 * n_out, 1)
         self.narrow2 = nn.Conv2d(n_out, n_out, 1)
+        self.apply(start_at_unit_variance)
         for layer in (self.modulation, self.narrow, self.narrow2):
             start_at_zero(layer)
 
@@ -153,6 +164,7 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(width // 16, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
+        self.apply(start_at_unit_variance)
         start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:

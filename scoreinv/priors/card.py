@@ -75,9 +75,9 @@ def _history(history: list[Mapping[str, Any]]) -> list[str]:
     settings = [h.get("training", {}) for h in history]
     changing = [k for k in settings[0] if any(s.get(k) != settings[0][k] for s in settings)]
     common = ", ".join(f"{k} {v}" for k, v in settings[0].items() if k not in changing)
-    head = ["slice", "steps", "hours", "started from", *changing]
+    head = ["slice", "steps", "hours", "processes", "started from", *changing]
     rows = [
-        [k + 1, f"{h['from_step']} to {h['to_step']}", f"{h['hours']:.2f}", h.get("start", "scratch")]
+        [k + 1, f"{h['from_step']} to {h['to_step']}", f"{h['hours']:.2f}", h["processes"], h["start"]]
         + [s.get(key) for key in changing]
         for k, (h, s) in enumerate(zip(history, settings, strict=True))
     ]

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scoreinv.priors.blocks import BLOCKS, Attention, Embedding, start_at_zero
+from scoreinv.priors.blocks import BLOCKS, Attention, Embedding, start_at_unit_variance, start_at_zero
 
 WHOLE = (-1.0, -1.0, 1.0, 1.0)
 """The box of an image that is not part of a larger one: top, left, bottom, right in units of half the field of view."""
@@ -110,6 +110,8 @@ class UNet(nn.Module):
         last = nn.Conv2d(widths[0], config.channels * n_block, 3, padding=1)
         norm = nn.GroupNorm(widths[0] // 16, widths[0]) if config.block == "residual" else nn.Identity()
         self.head = nn.Sequential(norm, nn.SiLU(), last)
+        for part in (self.embed, self.stem, self.down, self.up):
+            part.apply(start_at_unit_variance)
         start_at_zero(last)
 
     def forward(self, x: Tensor, c_noise: Tensor, pixel_mm: Tensor, box: Tensor) -> Tensor:

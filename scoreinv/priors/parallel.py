@@ -1,6 +1,7 @@
 """One process or many: training on several processors, GPUs or machines through Hugging Face `accelerate`.
 
-    accelerate launch --num_processes 2 -m scoreinv train images.h5 --out runs/mine
+    accelerate launch --num_processes 4 -m scoreinv train images.h5 --out runs/mine        (GPUs; `accelerate config` once)
+    torchrun --nproc_per_node 2 -m scoreinv train images.h5 --out runs/mine                 (processors, or GPUs)
 
 Every process draws the same batch and works on its share of it; gradients are averaged, so that the run is that of one
 process up to rounding. The main process alone validates, saves and prints.
@@ -26,12 +27,14 @@ class Processes:
         rank: its number, from 0.
         count: how many there are.
         wrap: makes a network whose gradients are averaged over all processes.
+        agree: what the main process says to a question that each might answer differently, such as whether time is up.
     """
 
     device: torch.device
     rank: int = 0
     count: int = 1
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network
+    agree: Callable[[bool], bool] = lambda answer: answer
 
     @property
     def main(self) -> bool:
@@ -56,25 +59,35 @@ class Processes:
         return self.wrap(network)
 
 
+def is_main() -> bool:
+    """Whether this process is the one that prints, asked before anything is set up."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 ALONE = Processes(torch.device("cpu"))
 
 
 def processes(device: str) -> Processes:
-    """Those of `accelerate launch` where the run was started by it, one process otherwise.
+    """Those of `accelerate launch` or `torchrun` where one of them started the run, one process otherwise.
 
     Args:
         device: of a single process; `accelerate` chooses its own.
 
     Raises:
-        ValueError: started by `accelerate launch`, but `accelerate` is not installed here.
+        ValueError: started as one of several, but `accelerate` is not installed here.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes(torch.device(device))
     try:
         from accelerate import Accelerator
+        from accelerate.utils import broadcast
     except ImportError as error:
         raise ValueError("several processes need accelerate: pip install 'scoreinv[accelerate]'") from error
     accelerator = Accelerator(cpu=device == "cpu")
+
+    def agree(answer: bool) -> bool:
+        return bool(broadcast(torch.tensor(int(answer), device=accelerator.device)))
+
     return Processes(
-        accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator.prepare_model
+        accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator.prepare_model, agree
     )

@@ -21,7 +21,7 @@ from scoreinv.priors.checkpoint import load_prior, save_prior
 from scoreinv.priors.crops import ImageSet
 from scoreinv.priors.denoiser import pad_to_multiple
 from scoreinv.priors.network import UNetConfig
-from scoreinv.priors.parallel import processes
+from scoreinv.priors.parallel import is_main, processes
 from scoreinv.priors.training import TrainConfig, Trainer, train
 from scoreinv.priors.validation import VALIDATION_SIGMAS, Slice, denoising_psnr, read_log
 
@@ -90,7 +90,7 @@ def train_prior(
         checkpoint_minutes=checkpoint_minutes,
         validate_every=validate_every,
     )
-    bar = progress.track(steps, "training", config.steps)
+    bar = progress.track(steps, "training", config.steps) if is_main() else steps
     try:
         for row in bar:
             if hasattr(bar, "set_postfix"):

@@ -28,6 +28,15 @@ def _loaded(path: Path, device: str) -> tuple[EDMDenoiser, dict[str, Any]]:
     return model.to(device).to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
 
 
+def load_network(path: str | Path | None = None, device: str = "cpu") -> EDMDenoiser:
+    """The network of a prior, by default of the shipped one.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_prior`.
+    """
+    return _loaded(prior_path(path), device)[0]
+
+
 def ct_prior(
     path: str | Path | None = None,
     *,
@@ -46,8 +55,7 @@ def ct_prior(
     Raises:
         FileNotFoundError, ValueError: see `load_prior`.
     """
-    model, _ = _loaded(prior_path(path), device)
-    return Rescaled(NetworkPrior(model, pixel_mm), mu_water_per_mm, mu_water_per_mm)
+    return Rescaled(NetworkPrior(load_network(path, device), pixel_mm), mu_water_per_mm, mu_water_per_mm)
 
 
 def prior_card(path: str | Path | None = None) -> dict[str, Any]:

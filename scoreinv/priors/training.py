@@ -126,6 +126,18 @@ class UsualError(nn.Module):
         return a[:, 0]
 
 
+class Learner(nn.Module):
+    """All that learns, in one module: the network, and a(σ) where weights are learned."""
+
+    def __init__(self, model: EDMDenoiser, usual: UsualError | None) -> None:
+        super().__init__()
+        self.model, self.usual = model, usual
+
+    def forward(self, x: Tensor, sigma: Tensor, pixel_mm: Tensor, box: Tensor) -> tuple[Tensor, Tensor | None]:
+        """D(x, σ), and a(σ) or None."""
+        return self.model(x, sigma, pixel_mm, box), None if self.usual is None else self.usual(sigma)
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What one step learns from: x₀, pixel sizes and places of `priors.crops.Crops`, noise levels (n,), white noise."""
@@ -157,12 +169,10 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.unet.recompute = config.recompute
         self.start_from(self.model.state_dict())
-        parameters = dict(self.model.named_parameters(prefix="model"))
-        if config.weighting == "learned":
-            parameters |= self.usual.named_parameters(prefix="usual")
-        self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        forward = processes.shared(self.model)
+        learner = Learner(self.model, self.usual if config.weighting == "learned" else None)
+        self.parameters = dict(learner.named_parameters())
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        forward = processes.shared(learner)
         self.forward = torch.compile(forward) if config.compile else forward
         self.step, self.seconds, self.mean_loss = 0, 0.0, 1.0
         self.history: list[dict[str, Any]] = []
@@ -172,6 +182,7 @@ class Trainer:
     def begin_slice(self) -> None:
         """Open a row of the history: a run is trained in slices, each with its own settings."""
         row = {"from_step": self.step, "to_step": self.step, "hours": 0.0, "start": self.start}
+        row["processes"] = self.processes.count
         self.history = [*self.history, row | {"training": asdict(self.config)}]
         self._seconds_before = self.seconds
 
@@ -200,10 +211,9 @@ class Trainer:
         """Eq. (1) or (2), a scalar."""
         noisy = b.x0 + b.sigma.reshape(-1, 1, 1, 1) * b.noise
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.bfloat16):
-            denoised = self.forward(noisy, b.sigma, b.pixel_mm, b.box)
+            denoised, a = self.forward(noisy, b.sigma, b.pixel_mm, b.box)
         error = denoising_error(denoised, b.x0, b.sigma, self.model.config.sigma_data)
-        if self.config.weighting == "learned":
-            a = self.usual(b.sigma)
+        if a is not None:
             error = error * (-a).exp() + a
         return error.mean()
 
@@ -322,7 +332,7 @@ def train(
     rows = [r for r in read_log(log) if int(r["step"]) <= trainer.step]
     last = min(trainer.config.steps, until if until is not None else trainer.config.steps)
     started = saved = time.monotonic()
-    while trainer.step < last and time.monotonic() - started < 3600 * hours:
+    while trainer.step < last and trainer.processes.agree(time.monotonic() - started < 3600 * hours):
         loss, norm = trainer.advance()
         trainer.mean_loss = loss if trainer.step == 1 else 0.99 * trainer.mean_loss + 0.01 * loss
         row: dict[str, Any] = {

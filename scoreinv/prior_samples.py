@@ -1,0 +1,64 @@
+"""Show what a prior has learnt: samples, and the training images nearest to them (what `scoreinv sample` does)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scoreinv.contact_sheet import contact_sheet
+from scoreinv.files.images import read_image_set
+from scoreinv.priors.denoiser import NetworkPrior
+from scoreinv.priors.memorisation import nearest
+from scoreinv.priors.shipped import load_network
+from scoreinv.sampling.unconditional import generate
+
+
+def sample_prior(
+    out: Path,
+    *,
+    prior: Path | None = None,
+    n: int = 8,
+    side: int = 256,
+    pixel_mm: float | None = None,
+    training: Sequence[Path] = (),
+    validation: Sequence[Path] = (),
+    seed: int = 0,
+    device: str = "cpu",
+) -> str:
+    """Draw images from a prior into a contact sheet, and look for each among the training images.
+
+    Args:
+        out: PNG to write.
+        prior: its file; the shipped one by default.
+        n: how many samples.
+        side: of a sample [pixels].
+        pixel_mm: side of a pixel [mm] that the network is told; None where it is not.
+        training: the images that it was trained on; empty leaves the search out.
+        validation: images of other patients, whose distances to the training images say what is usual.
+        seed: of everything random.
+        device: where to compute.
+
+    Returns:
+        A line that says how near samples and validation slices are to the training images.
+    """
+    network = NetworkPrior(load_network(prior, device), pixel_mm)
+    samples = generate(network, (side, side), n, torch.Generator().manual_seed(seed)).cpu()
+    images = [1000 * u for u in samples]
+    if not training:
+        contact_sheet(out, images)
+        return f"{out}: {n} samples"
+    known = read_image_set(training)
+    found = nearest(list(samples), known)
+    neighbours = [torch.from_numpy(known.images[f.index].copy()).float().flip(f.flips) for f in found]
+    captions = [f"{f.distance_hu:.0f} HU apart, {known.patients[f.index]}"[:44] for f in found]
+    contact_sheet(out, images, neighbours, captions)
+    words = f"{out}: {n} samples, {statistics.median(f.distance_hu for f in found):.0f} HU from the nearest training image (median)"
+    if validation:
+        others = read_image_set(validation)
+        slices = [torch.from_numpy(others.images[i]).float() / 1000 for i in others.one_per_patient()]
+        usual = statistics.median(f.distance_hu for f in nearest(slices, known))
+        words += f"; slices of {len(slices)} other patients: {usual:.0f} HU"
+    return words
