@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from scoreinv.linop import LinearOperator
-from scoreinv.posterior.dds import DDS, STEPS
+from scoreinv.posterior.dds import DDS
+from scoreinv.posterior.guidance import STEPS
 from scoreinv.priors.exact import GaussianPrior
 from scoreinv.problem import Problem
 

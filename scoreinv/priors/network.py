@@ -112,6 +112,8 @@ class UNet(nn.Module):
         self.head = nn.Sequential(norm, nn.SiLU(), last)
         for part in (self.embed, self.stem, self.down, self.up):
             part.apply(start_at_unit_variance)
+        with torch.no_grad():  # positions come in once training asks for them; at first they would drown the image
+            self.stem.weight[:, config.channels * n_block :] = 0
         start_at_zero(last)
 
     def forward(self, x: Tensor, c_noise: Tensor, pixel_mm: Tensor, box: Tensor) -> Tensor:

@@ -89,6 +89,32 @@ class Ancestral:
         return x + fresh * normal(rngs, x) if self.eta > 0 else x
 
 
+@dataclass(frozen=True)
+class Churn:
+    """Heun's step from a higher level: noise is added until σ̂ = (1 + γ) σ, then the flow followed from there to σ'.
+
+    γ = 0 is `heun`. Two evaluations; Karras et al. 2022, arXiv:2206.00364, algorithm 2, with S_noise = 1 and γ at every level.
+
+    Attributes:
+        gamma: γ; the paper's S_churn / (number of levels), at most √2 − 1.
+    """
+
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= math.sqrt(2) - 1:
+            raise ValueError(f"Churn: gamma must lie in [0, √2 - 1], got {self.gamma}")
+
+    def __call__(
+        self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+    ) -> Tensor:
+        if self.gamma > 0:
+            raised = (1 + self.gamma) * sigma
+            x = x + (raised**2 - sigma**2).sqrt() * normal(rngs, x)
+            sigma = raised
+        return heun(denoise, x, sigma, sigma_next, rngs)
+
+
 class DPMSolver2M:
     """DPM-Solver++(2M): order 2 on the probability flow with one evaluation a step; remembers the last D.
 
@@ -156,6 +182,17 @@ class PredictorCorrector:
     ) -> Tensor:
         x = self.corrector(denoise, x, sigma, sigma, rngs)
         return self.predictor(denoise, x, sigma, sigma_next, rngs)
+
+
+def finished(step: Step) -> Step:
+    """The step, but from the last positive level to 0 the denoised estimate: for steps that would keep noise there."""
+
+    def finishing_step(
+        denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
+    ) -> Tensor:
+        return denoise(x, sigma) if sigma_next == 0 else step(denoise, x, sigma, sigma_next, rngs)
+
+    return finishing_step
 
 
 def constrained(step: Step, constrain: Constraint) -> Step:
