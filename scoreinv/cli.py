@@ -167,7 +167,7 @@ def _add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--method", metavar="NAME", help="see `scoreinv list`; the default suits the scan")
     p.add_argument("--samples", type=int, metavar="M", help="draws from the posterior, for mean and standard deviation")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    p.add_argument("--prior", type=Path, metavar="FILE.safetensors", help="another prior than the shipped one")
+    p.add_argument("--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)")
     p.add_argument(
         "--noise-std", type=float, metavar="S", help="standard deviation of the data's noise, instead of the file's"
     )
@@ -190,7 +190,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
     from scoreinv.files.dxchange import read_any_scan
     from scoreinv.files.reconstruction import check_writable, write_reconstruction
     from scoreinv.reconstruction import reconstruct
-    from scoreinv.report import draw, summary
+    from scoreinv.report import draw, judgement, summary
 
     out = a.out or a.scan.with_suffix(".recon.h5")
     if out.exists() and a.scan.exists() and out.samefile(a.scan):
@@ -217,6 +217,8 @@ def _reconstruct(a: argparse.Namespace) -> None:
     )
     write_reconstruction(out, result)
     print(f"{out}: {summary(result)}")
+    if words := judgement(result):
+        print(words)
     if a.picture:
         draw(a.picture, result)
         print(a.picture)
@@ -240,7 +242,7 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("data", nargs="+", type=Path, help="files or folders of training images")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished prior")
     p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
-    p.add_argument("--start", type=Path, metavar="FILE.safetensors", help="begin with the weights of this prior")
+    p.add_argument("--start", metavar="NAME", help="begin with the weights of this prior: a shipped one or a .safetensors file")
     p.add_argument("--steps", type=int, help="length of the schedule (20000)")
     p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
     p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
@@ -297,7 +299,7 @@ def _add_sample(commands: Any) -> argparse.ArgumentParser:
         "stands above the training image most like it: does it make up images, or remember them?",
     )
     p.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="picture to write")
-    p.add_argument("--prior", type=Path, metavar="FILE.safetensors", help="another prior than the shipped one")
+    p.add_argument("--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)")
     p.add_argument("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
     p.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of an image (%(default)s)")
     p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm] to draw images for")
@@ -343,10 +345,10 @@ def _info(a: argparse.Namespace) -> None:
 def _add_list(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "list",
-        help="list operators and methods",
-        description="Lists operators and methods, those of installed plugins included.",
+        help="list operators, methods and priors",
+        description="Lists operators and methods, those of installed plugins included, and the priors that ship.",
     )
-    p.add_argument("kind", nargs="?", choices=["operators", "methods"], help="only these")
+    p.add_argument("kind", nargs="?", choices=["operators", "methods", "priors"], help="only these")
     p.set_defaults(run=_list)
     return p
 
@@ -354,4 +356,4 @@ def _add_list(commands: Any) -> argparse.ArgumentParser:
 def _list(a: argparse.Namespace) -> None:
     from scoreinv.report import listing
 
-    print(listing([a.kind] if a.kind else ["operators", "methods"]))
+    print(listing([a.kind] if a.kind else ["operators", "methods", "priors"]))

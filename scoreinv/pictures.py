@@ -49,6 +49,7 @@ def reconstruction_picture(
     std_hu: Tensor | None = None,
     fbp_hu: Tensor | None = None,
     truth_hu: Tensor | None = None,
+    support: Tensor | None = None,
     title: str = "",
     pixel_mm: float | None = None,
     window: tuple[float, float] = (-1000.0, 1000.0),
@@ -61,6 +62,7 @@ def reconstruction_picture(
     Args:
         path: where to write it.
         mean_hu, std_hu, fbp_hu, truth_hu: (H, W) [HU].
+        support: (H, W), share of each neighbourhood that the data determine, 0 to 1 (`scoreinv.trust.support_map`).
         title: a line above.
         pixel_mm: side of a pixel, for the scale bar [mm].
         window: ends of the gray scale [HU].
@@ -68,7 +70,7 @@ def reconstruction_picture(
     Raises:
         ValueError: images differ in shape, or the window is empty.
     """
-    images = {"reconstruction": mean_hu, "uncertainty": std_hu, "fbp": fbp_hu, "truth": truth_hu}
+    images = {"reconstruction": mean_hu, "uncertainty": std_hu, "fbp": fbp_hu, "truth": truth_hu, "support": support}
     pictures = {name: _two_dimensional(name, image) for name, image in images.items() if image is not None}
     if len({p.shape for p in pictures.values()}) > 1:
         shapes = ", ".join(f"{k} {v.shape}" for k, v in pictures.items())
@@ -177,7 +179,7 @@ def _reconstruction_figure(
             )
         if colours != "gray" or k == 0:
             bar = figure.add_axes((left / total_w, (bottom - 0.17) / total_h, panel_w / total_w, 0.07 / total_h))
-            _colour_bar(figure, bar, shown, limits)
+            _colour_bar(figure, bar, shown, limits, "" if heading == "Support" else " HU")
         if k == 0 and pixel_mm is not None:
             _scale_bar(axes, width, height, pixel_mm)
     if title:
@@ -204,6 +206,8 @@ def _panels(pictures: dict[str, np.ndarray], window: tuple[float, float]) -> lis
         panels.append(("Uncertainty", std, "inferno", (0.0, limit), "1 standard deviation"))
     if error is not None:
         panels.append(("Error", error, "RdBu_r", (-limit, limit), f"RMSE {float(np.sqrt(np.mean(error**2))):.0f} HU"))
+    if "support" in pictures:
+        panels.append(("Support", pictures["support"], "viridis", (0.0, 1.0), "share known from the data"))
     return panels
 
 
@@ -223,12 +227,12 @@ def _round_up(value: float) -> float:
     return float(next(m * power for m in (1, 2, 5, 10) if m * power >= value * (1 - 1e-9)))
 
 
-def _colour_bar(figure: Figure, axes: Axes, shown: Any, limits: tuple[float, float]) -> None:
+def _colour_bar(figure: Figure, axes: Axes, shown: Any, limits: tuple[float, float], unit: str) -> None:
     bar = figure.colorbar(shown, cax=axes, orientation="horizontal", ticks=[limits[0], sum(limits) / 2, limits[1]])
     bar.outline.set_visible(False)
     axes.tick_params(length=0, pad=4, labelsize=8.5)
     labels = [f"{v:g}".replace("-", "\N{MINUS SIGN}") for v in (limits[0], sum(limits) / 2, limits[1])]
-    axes.set_xticklabels([labels[0], labels[1], f"{labels[2]} HU"])
+    axes.set_xticklabels([labels[0], labels[1], f"{labels[2]}{unit}"])
     first, _, last = axes.get_xticklabels()
     first.set_horizontalalignment("left")
     last.set_horizontalalignment("right")

@@ -19,7 +19,7 @@ from scoreinv.sampling.unconditional import generate
 def sample_prior(
     out: Path,
     *,
-    prior: Path | None = None,
+    prior: str | Path | None = None,
     n: int = 8,
     side: int = 256,
     pixel_mm: float | None = None,

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreinv import configure, metrics
+from scoreinv import configure, metrics, trust
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
 from scoreinv.priors.denoiser import Counted
-from scoreinv.priors.shipped import ct_prior, prior_card
+from scoreinv.priors.shipped import ct_prior, identity
 from scoreinv.problem import Problem
 
 DEFAULT = "proximal"
@@ -126,7 +126,7 @@ def reconstruct(
         "data_shape": list(problem.A.out_shape),
         "seconds": seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
-        "prior": prior_card(prior) if counted else None,
+        "prior": identity(prior) if counted else None,
         "device": device,
     }
     gray_ct = len(problem.A.in_shape) == 2
@@ -139,7 +139,14 @@ def reconstruct(
         scan.mu_water_per_mm if gray_ct else None,
         problem.truth,
         _fbp(problem),
+        metrics.chi_squared(problem, draws),
+        _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
     )
+
+
+def _measured(problem: Problem, mean: Tensor, mu_water_per_mm: float) -> Tensor:
+    """The part of the mean that the data determine, against a prior that leaves 100 HU open."""
+    return trust.measured_part(problem, mean, spread=0.1 * mu_water_per_mm)
 
 
 def _fbp(problem: Problem) -> Tensor | None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from scoreinv import metrics, plugins
+from scoreinv import metrics, plugins, trust
 from scoreinv.files.dxchange import read_any_scan
 from scoreinv.files.images import read_image
 from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
 from scoreinv.files.reconstruction import Reconstruction, read_reconstruction
 from scoreinv.priors.checkpoint import load_prior
-from scoreinv.priors.shipped import prior_path
+from scoreinv.priors.shipped import prior_card, prior_path, shipped
 from scoreinv.units import hu_from_mu
 
 
@@ -39,6 +40,21 @@ def summary(r: Reconstruction) -> str:
         psnr, ssim = scores(r.mean_hu, hu_from_mu(r.truth, r.mu_water_per_mm))
         parts.append(f"PSNR {psnr:.2f} dB, SSIM {ssim:.3f} against the truth")
     return ", ".join(parts)
+
+
+def judgement(r: Reconstruction) -> str:
+    """Lines for people who must decide whether to believe an image: fit to the data, and what comes from the prior."""
+    lines = []
+    if r.chi2_samples is not None and r.settings.get("noise_std") != 0 and len(r.samples) > 1:
+        chi2 = float(r.chi2_samples.mean())
+        lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, math.prod(r.settings.get('data_shape', [1])))}")
+    if r.measured is not None:
+        share = trust.support_map(r.measured, r.mean)
+        lines.append(
+            f"support: the data determine {float(share.mean()):.0%} of the structure (least in any tenth of the image: "
+            f"{float(share.flatten().quantile(0.1)):.0%}); the rest comes from the prior"
+        )
+    return "\n".join(lines)
 
 
 def draw(path: Path, r: Reconstruction) -> None:
@@ -67,6 +83,7 @@ def draw(path: Path, r: Reconstruction) -> None:
     assert mean_hu is not None
     reconstruction_picture(
         path, mean_hu=mean_hu, std_hu=None if std is None else 1000 * std / mu_water, fbp_hu=hu(r.fbp), truth_hu=hu(r.truth),
+        support=None if r.measured is None else middle(trust.support_map(r.measured, r.mean)),
         title=_title(r), pixel_mm=r.pixel_mm, window=_gray_window(mean_hu),
     )  # fmt: skip
 
@@ -85,10 +102,13 @@ def _title(r: Reconstruction) -> str:
 
 
 def listing(kinds: Sequence[str]) -> str:
-    """Names of operators and methods with the first line of what their class says."""
+    """Names of operators and methods with the first line of what their class says, and of priors with what their card says."""
     lines = []
     for kind in kinds:
         lines.append(f"{kind}:")
+        if kind == "priors":
+            lines += [f"  {name:18s} {prior_card(name).get('description', '')}" for name in shipped()]
+            continue
         for name in plugins.names(kind):
             lines.append(f"  {name:18s} {_first_line_about(kind, name)}".rstrip())
     return "\n".join(lines)
@@ -108,7 +128,7 @@ def describe_file(path: Path | None) -> str:
     Raises:
         ValueError, OSError: the file is none of these.
     """
-    if path is None or path.suffix == ".safetensors":
+    if path is None or path.suffix == ".safetensors" or str(path) in shipped():
         return _describe_prior(prior_path(path))
     if path.is_file():
         import h5py

@@ -35,6 +35,9 @@ class Reconstruction:
         mu_water_per_mm: what Hounsfield units refer to [1/mm]; None for images that have none.
         truth: (*slices, H, W) [1/mm], where known.
         fbp: (*slices, H, W) [1/mm], filtered back-projection of the same data, for comparison.
+        chi2_samples: the same misfit of every sample, (M,) or (M, slices); for draws from the posterior 1 is right.
+        measured: (*slices, H, W) [1/mm], the part of the mean that the data determine (`scoreinv.trust`); the rest comes
+            from the prior. None where no prior was used.
         versions: of the software that made it.
     """
 
@@ -46,6 +49,8 @@ class Reconstruction:
     mu_water_per_mm: float | None = None
     truth: Tensor | None = None
     fbp: Tensor | None = None
+    chi2_samples: Tensor | None = None
+    measured: Tensor | None = None
     versions: dict[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
@@ -54,7 +59,7 @@ class Reconstruction:
             raise ValueError(
                 f"Reconstruction: samples should be (M, *slices, H, W) with M >= 1, got {tuple(self.samples.shape)}"
             )
-        for name in ("truth", "fbp"):
+        for name in ("truth", "fbp", "measured"):
             image = getattr(self, name)
             if image is not None and tuple(image.shape) != shape:
                 raise ValueError(
@@ -93,11 +98,15 @@ def write_reconstruction(path: str | os.PathLike[str], r: Reconstruction) -> Non
         "pixel_mm": r.pixel_mm,
         "mu_water_per_mm": r.mu_water_per_mm,
     }
-    images = {"samples": r.samples, "mean": r.mean, "std": r.std, "mean_hu": r.mean_hu, "truth": r.truth, "fbp": r.fbp}
+    images = {
+        "samples": r.samples, "mean": r.mean, "std": r.std, "mean_hu": r.mean_hu, "truth": r.truth, "fbp": r.fbp,
+        "measured": r.measured,
+    }  # fmt: skip
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({k: v for k, v in attributes.items() if v is not None})
-        if r.chi2 is not None:
-            file.create_dataset("chi2", data=r.chi2.detach().cpu().numpy())
+        for name, misfit in (("chi2", r.chi2), ("chi2_samples", r.chi2_samples)):
+            if misfit is not None:
+                file.create_dataset(name, data=misfit.detach().cpu().numpy())
         for name, image in images.items():
             if image is not None:
                 file.create_dataset(name, data=_numpy(image), compression="gzip", shuffle=True)
@@ -112,7 +121,8 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
     """
     with hdf5.reading(path) as file:
         hdf5.check_format(file, FORMAT)
-        samples, chi2, truth, fbp = (_tensor(hdf5.numbers(file, name)) for name in ("samples", "chi2", "truth", "fbp"))
+        names = ("samples", "chi2", "truth", "fbp", "chi2_samples", "measured")
+        samples, chi2, truth, fbp, chi2_samples, measured = (_tensor(hdf5.numbers(file, name)) for name in names)
         if samples is None:
             raise ValueError(f"{path}: has no dataset samples (M, *slices, H, W)")
         seed = file.attrs.get("seed")
@@ -125,6 +135,8 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
             hdf5.number(file, "mu_water_per_mm"),
             truth,
             fbp,
+            chi2_samples,
+            measured,
             hdf5.json_object(file, "versions") or {},
         )
 

@@ -22,6 +22,7 @@ from scoreinv.priors.crops import ImageSet
 from scoreinv.priors.denoiser import pad_to_multiple
 from scoreinv.priors.network import UNetConfig
 from scoreinv.priors.parallel import is_main, processes
+from scoreinv.priors.shipped import prior_path
 from scoreinv.priors.training import TrainConfig, Trainer, train
 from scoreinv.priors.validation import VALIDATION_SIGMAS, Slice, denoising_psnr, read_log
 
@@ -34,7 +35,7 @@ def train_prior(
     folder: Path,
     *,
     validation: Sequence[Path] = (),
-    start: Path | None = None,
+    start: str | Path | None = None,
     training: Mapping[str, Any] | None = None,
     network: Mapping[str, Any] | None = None,
     hours: float | None = None,
@@ -48,7 +49,7 @@ def train_prior(
         data: files or folders of training images [HU].
         folder: `state.safetensors`, `log.csv`, `log.png`, and `prior.safetensors` with its cards `prior.json`, `prior.md`.
         validation: images of other patients; one slice a patient is used.
-        start: weights of a prior to start from, with its network; a run that goes on does not look at it.
+        start: a prior (a shipped one's name, or a file) to start from, with its network; a run that goes on does not look at it.
         training: settings of `TrainConfig`; a run that goes on may change them.
         network: settings of `UNetConfig`; a run that goes on keeps its own.
         hours: stop after so much time in this call.
@@ -65,7 +66,7 @@ def train_prior(
     config = configure.call("training", TrainConfig, _tuples(training or {}))
     if start is not None and network:
         raise ValueError(f"the network is that of {start}; leave its settings {sorted(network)} out")
-    given, card = load_prior(start) if start is not None else (None, {})
+    given, card = load_prior(prior_path(start)) if start is not None else (None, {})
     shape = given.config if given else configure.call("network", UNetConfig, _tuples(network or {}))
     folder.mkdir(parents=True, exist_ok=True)
     images = read_image_set(data)

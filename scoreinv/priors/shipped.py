@@ -1,4 +1,4 @@
-"""The CT prior that ships with the package, and its fitting to attenuation in 1/mm."""
+"""The CT priors that ship with the package, by name, and their fitting to attenuation in 1/mm."""
 
 from __future__ import annotations
 
@@ -14,12 +14,29 @@ from scoreinv.priors.denoiser import NetworkPrior, Rescaled
 from scoreinv.priors.network import EDMDenoiser
 from scoreinv.units import MU_WATER_PER_MM
 
-SHIPPED = "ct-256"
+DEFAULT = "ct-256"
 
 
-def prior_path(path: str | Path | None = None) -> Path:
-    """The file of a prior: the given one, or the shipped one."""
-    return Path(path) if path is not None else Path(str(files("scoreinv.priors.weights"))) / f"{SHIPPED}.safetensors"
+def shipped() -> list[str]:
+    """Names of the priors that come with the package."""
+    return sorted(p.stem for p in _folder().glob("*.safetensors"))
+
+
+def prior_path(prior: str | Path | None = None) -> Path:
+    """The file of a prior: the default one, a shipped one by its name, or any other by its path.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    if prior is None or str(prior) in shipped():
+        return _folder() / f"{prior or DEFAULT}.safetensors"
+    if not Path(prior).suffix and not Path(prior).exists():
+        raise FileNotFoundError(f"no prior is named {str(prior)!r}; shipped: {', '.join(shipped())}; or give a .safetensors file")
+    return Path(prior)
+
+
+def _folder() -> Path:
+    return Path(str(files("scoreinv.priors.weights")))
 
 
 @functools.lru_cache(maxsize=4)
@@ -47,7 +64,7 @@ def ct_prior(
     """A prior of CT images in attenuation [1/mm].
 
     Args:
-        path: a .safetensors file whose network works in u = HU / 1000; by default the shipped one.
+        path: a shipped prior's name, or a .safetensors file whose network works in u = HU / 1000; by default "ct-256".
         mu_water_per_mm: attenuation of water, which u = 0 stands for [1/mm].
         pixel_mm: side of a pixel [mm]; None where it is unknown.
         device: where the weights go.
@@ -59,6 +76,11 @@ def ct_prior(
 
 
 def prior_card(path: str | Path | None = None) -> dict[str, Any]:
+    """What is known about a prior (see `priors.checkpoint.save_prior`), and its `name`."""
+    return {"name": prior_path(path).stem, **_loaded(prior_path(path), "cpu")[1]}
+
+
+def identity(path: str | Path | None = None) -> dict[str, str]:
     """What identifies a prior in a result: its name and the checksum of its weights."""
-    _, card = _loaded(prior_path(path), "cpu")
-    return {"name": prior_path(path).stem, "sha256": card["sha256"]}
+    card = prior_card(path)
+    return {"name": card["name"], "sha256": card["sha256"]}

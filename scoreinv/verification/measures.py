@@ -1,0 +1,91 @@
+"""How far a method's draws are from draws of the exact posterior.
+
+Everything is for problems j = 1..J whose images x₀ were drawn from the prior and whose data from the images, with L draws of
+the method each. Then, for a method that samples the posterior:
+
+    mean error      ‖mean of the draws − μ_p‖² / tr Σ_p, less the 1 / L that L exact draws would have on average: 0
+    variance ratio  tr Cov(draws) / tr Σ_p: 1; in the operator's range (row space) and in its null space alike
+    coverage        the share of coordinates of x₀ inside the central interval of the draws (`metrics.coverage`): the
+                    interval's level
+    ranks           of x₀ among the draws, for scalar functions of it: uniform on 0..L (simulation-based calibration: Talts
+                    et al. 2018, arXiv:1804.06788)
+    sliced W₂       2-Wasserstein distance along random directions, as a multiple of the distance between two sets of
+                    exact draws: 1
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy import stats
+from torch import Generator, Tensor
+
+
+def mean_error(draws: Tensor, mean: Tensor, covariance_trace: Tensor) -> Tensor:
+    """Squared error of the draws' mean in units of the posterior's variance, without what L exact draws would have.
+
+    Args:
+        draws: (L, J, d).
+        mean: (J, d), exact.
+        covariance_trace: (J,), exact.
+
+    Returns:
+        (J,); may be slightly negative.
+    """
+    error: Tensor = ((draws.mean(0) - mean) ** 2).sum(-1) / covariance_trace
+    return error - 1 / draws.shape[0]
+
+
+def variance_ratio(draws: Tensor, covariance: Tensor, basis: Tensor | None = None) -> Tensor:
+    """Total variance of the draws over the exact one, in the whole space or in the span of some directions.
+
+    Args:
+        draws: (L, J, d).
+        covariance: (J, d, d), exact.
+        basis: (d, k), orthonormal columns; None for the whole space.
+
+    Returns:
+        (J,); nan where the directions are none.
+    """
+    if basis is not None and basis.shape[1] == 0:
+        return torch.full((draws.shape[1],), math.nan, dtype=draws.dtype)
+    seen = draws if basis is None else draws @ basis
+    exact = covariance if basis is None else basis.T @ covariance @ basis
+    ratio: Tensor = seen.var(0).sum(-1) / exact.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return ratio
+
+
+def rank_uniformity(draws: Tensor, truth: Tensor, directions: Tensor) -> float:
+    """p-value of the Kolmogorov-Smirnov test that the ranks of the truth among the draws are uniform.
+
+    Ranks are of the images' components along the directions, ties broken evenly by adding the middle of the rank's cell; the
+    smallest p-value of the directions is corrected for their number (Bonferroni), so that it is itself at most uniform.
+
+    Args:
+        draws: (L, J, d).
+        truth: (J, d).
+        directions: (d, k).
+    """
+    n, k = draws.shape[0], directions.shape[1]
+    ranks = ((draws @ directions) < (truth @ directions)).sum(0)
+    jitter = torch.rand(ranks.shape, generator=torch.Generator().manual_seed(0))
+    uniform = ((ranks + jitter) / (n + 1)).double().numpy()
+    smallest = min(float(stats.kstest(uniform[:, i], "uniform").pvalue) for i in range(k))
+    return min(1.0, k * smallest)
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, rng: Generator, directions: int = 256) -> float:
+    """Root-mean-square 2-Wasserstein distance of the projections of two sets of equally many points on random directions.
+
+    Args:
+        a, b: (n, d).
+        rng: source of the directions.
+        directions: their number.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"sliced_wasserstein: expected sets of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    theta = torch.randn(a.shape[1], directions, generator=rng, dtype=torch.float64).to(a)
+    theta = theta / theta.norm(dim=0)
+    gap = (a @ theta).sort(0).values - (b @ theta).sort(0).values
+    return float(gap.square().mean().sqrt())
