@@ -77,7 +77,9 @@ def main() -> None:
             average = trainer.averages[0].to(memory_format=torch.channels_last).eval()
             psnr = denoising_psnr(average, validation_slices(held_out, config.multiple))
             figures = (name, sum(t.numel() for t in average.parameters()), *cost(average), trainer.step, *psnr)
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in zip(FIELDS, figures, strict=True)})
+            writer.writerow(
+                {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in zip(FIELDS, figures, strict=True)}
+            )
             file.flush()
             print(figures)
     (a.out / "architecture_search.md").write_text(table(list(csv.DictReader(path.open())), a.minutes))

@@ -59,7 +59,9 @@ def main() -> None:
     for name in a.only:
         network, config = RUNS[name]
         gflop, best, median = throughput(network, config, a.steps)
-        lines.append(f"| {name} | {3 * gflop:.1f} | {best:.1f} | {median:.1f} | {3 * gflop * best / peaks[config.bfloat16]:.0%} |")
+        lines.append(
+            f"| {name} | {3 * gflop:.1f} | {best:.1f} | {median:.1f} | {3 * gflop * best / peaks[config.bfloat16]:.0%} |"
+        )
         print(lines[-1], flush=True)
     if a.out:
         a.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

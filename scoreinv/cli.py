@@ -167,7 +167,9 @@ def _add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--method", metavar="NAME", help="see `scoreinv list`; the default suits the scan")
     p.add_argument("--samples", type=int, metavar="M", help="draws from the posterior, for mean and standard deviation")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    p.add_argument("--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)")
+    p.add_argument(
+        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
+    )
     p.add_argument(
         "--noise-std", type=float, metavar="S", help="standard deviation of the data's noise, instead of the file's"
     )
@@ -242,7 +244,9 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("data", nargs="+", type=Path, help="files or folders of training images")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished prior")
     p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
-    p.add_argument("--start", metavar="NAME", help="begin with the weights of this prior: a shipped one or a .safetensors file")
+    p.add_argument(
+        "--start", metavar="NAME", help="begin with the weights of this prior: a shipped one or a .safetensors file"
+    )
     p.add_argument("--steps", type=int, help="length of the schedule (20000)")
     p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
     p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
@@ -299,7 +303,9 @@ def _add_sample(commands: Any) -> argparse.ArgumentParser:
         "stands above the training image most like it: does it make up images, or remember them?",
     )
     p.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="picture to write")
-    p.add_argument("--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)")
+    p.add_argument(
+        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
+    )
     p.add_argument("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
     p.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of an image (%(default)s)")
     p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm] to draw images for")

@@ -50,9 +50,7 @@ def _array(image: Tensor) -> np.ndarray:
     return np.asarray(image.detach().cpu().numpy(), dtype=np.float32)
 
 
-def _figure(
-    pairs: list[list[np.ndarray]], captions: Sequence[str], title: str, window: tuple[float, float]
-) -> Figure:
+def _figure(pairs: list[list[np.ndarray]], captions: Sequence[str], title: str, window: tuple[float, float]) -> Figure:
     from matplotlib.figure import Figure
 
     columns = min(4, len(pairs))
@@ -69,9 +67,18 @@ def _figure(
             axes.imshow(image, cmap="gray", vmin=window[0], vmax=window[1])
             axes.set_axis_off()
             if j:
-                axes.text(0.02, 0.97, "nearest in training", transform=axes.transAxes, color="#ffd166", fontsize=7, va="top")
+                axes.text(
+                    0.02, 0.97, "nearest in training", transform=axes.transAxes, color="#ffd166", fontsize=7, va="top"
+                )
         if captions:
-            figure.text((left + size / 2) / total[0], (bottom - 0.16) / total[1], captions[k], ha="center", fontsize=8, color=FAINT)
+            figure.text(
+                (left + size / 2) / total[0],
+                (bottom - 0.16) / total[1],
+                captions[k],
+                ha="center",
+                fontsize=8,
+                color=FAINT,
+            )
     if title:
         figure.text(gap / total[0], 1 - 0.28 / total[1], title, fontsize=12, va="center")
     return figure

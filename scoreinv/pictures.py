@@ -269,9 +269,15 @@ def _training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for key, style in ((f"train_psnr_{sigma:g}", ":"), (f"psnr_{sigma:g}", "-")):
             points = [(h, float(r[key])) for h, r in zip(hours, rows, strict=True) if r.get(key) not in (None, "")]
             if points:
-                quality.plot(*zip(*points, strict=True), color=colour, linewidth=1.8 if style == "-" else 1.0, linestyle=style)
+                quality.plot(
+                    *zip(*points, strict=True), color=colour, linewidth=1.8 if style == "-" else 1.0, linestyle=style
+                )
         ends.append((points[-1][1], f"σ = {sigma:g}", colour))
-    _heading(quality, "Denoising PSNR", "dB on validation slices (dotted: training slices), at each noise level σ (1 = 1000 HU)")
+    _heading(
+        quality,
+        "Denoising PSNR",
+        "dB on validation slices (dotted: training slices), at each noise level σ (1 = 1000 HU)",
+    )
     _label_ends(quality, hours[-1], ends)
     for axes in (loss, quality):
         axes.set_xlabel("hours of training")

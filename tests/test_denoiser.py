@@ -48,7 +48,9 @@ def test_network_takes_images_of_any_size(model: EDMDenoiser, shape: tuple[int, 
     out = NetworkPrior(model)(x, torch.tensor(0.5))
     assert out.shape == x.shape and out.isfinite().all()
     padded = pad_to_multiple(x, 8)
-    height, width = (2 * p / n - 1 for p, n in zip(padded.shape[1:], shape, strict=True))  # padding lies outside the box
+    height, width = (
+        2 * p / n - 1 for p, n in zip(padded.shape[1:], shape, strict=True)
+    )  # padding lies outside the box
     box = torch.tensor([[-1, -1, height, width]] * 2)
     expected = model(padded[:, None], torch.tensor(0.5), None, box)[:, 0, : shape[0], : shape[1]]
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)

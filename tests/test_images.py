@@ -348,7 +348,9 @@ def test_training_images_that_are_no_hounsfield_units(tmp_path: Path) -> None:
 
 def test_training_images_keep_their_pixel_sizes(tmp_path: Path) -> None:
     np.save(tmp_path / "unknown.npy", HU)
-    data = read_image_set([write_hdf5(tmp_path / "t.h5"), write_nifti(tmp_path / "x.nii", HU, mm=0.5), tmp_path / "unknown.npy"])
+    data = read_image_set(
+        [write_hdf5(tmp_path / "t.h5"), write_nifti(tmp_path / "x.nii", HU, mm=0.5), tmp_path / "unknown.npy"]
+    )
     with h5py.File(tmp_path / "t.h5") as file:
         stored = [float(v) for v in file["pixel_mm"][:]]
     assert [data.side_mm(i) for i in range(6)] == pytest.approx([*stored, 0.5, 0.5, 0.5])

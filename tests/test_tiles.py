@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -27,7 +29,7 @@ def test_tiles_cover_the_image_and_overlap(shape: tuple[int, int]) -> None:
     tiles = Tiles.covering(*shape, 64)
     for starts, size, length in ((tiles.tops, tiles.size[0], shape[0]), (tiles.lefts, tiles.size[1], shape[1])):
         assert starts[0] == 0 and starts[-1] + size == length
-        assert all(size - (b - a) >= OVERLAP * size - 1 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(size - (b - a) >= OVERLAP * size - 1 for a, b in itertools.pairwise(starts))
 
 
 def test_weights_leave_no_seams() -> None:

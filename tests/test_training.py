@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from scoreinv.files import atomic
+from scoreinv.priors import training
 from scoreinv.priors.checkpoint import load_prior
 from scoreinv.priors.crops import AIR_HU, ImageSet, draw_crops
-from scoreinv.priors import training
 from scoreinv.priors.network import UNetConfig
 from scoreinv.priors.parallel import Processes
 from scoreinv.priors.run import train_prior
@@ -317,9 +318,7 @@ def test_a_crash_while_saving_leaves_the_old_state(
     assert_equal(weights(again), weights(run))
 
 
-def test_a_full_disk_does_not_end_training(
-    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_end_training(data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While there is no room, training goes on and says so, and the last good state stays."""
     run = Trainer(NETWORK, SHORT, data)
     list(train(run, tmp_path, validation=[], until=3))
@@ -331,9 +330,7 @@ def test_a_full_disk_does_not_end_training(
     monkeypatch.setattr(training, "save_file", full)
     steps = train(Trainer(NETWORK, SHORT, data), tmp_path, validation=[], until=8, checkpoint_minutes=0)
     with pytest.warns(UserWarning, match="No space left.*last good state is kept"):
-        for row in steps:
-            if row["step"] == 7:
-                break
+        assert [row["step"] for row in islice(steps, 4)] == [4, 5, 6, 7]
     assert (tmp_path / "state.safetensors").read_bytes() == old
     assert [p.name for p in tmp_path.iterdir() if "state" in p.name] == ["state.safetensors"]
     monkeypatch.setattr(training, "save_file", whole)
@@ -453,7 +450,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     for folder, launcher in (("one", ["-m"]), ("two", [*launch, "-m"])):
         command = [sys.executable, *launcher, "scoreinv", "train", str(images), "--out", str(tmp_path / folder)]
-        done = subprocess.run([*command, "--steps", "6", *settings, *network], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "--steps", "6", *settings, *network], env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("prior.safetensors") == 1, done.stdout
         history = json.loads((tmp_path / folder / "prior.json").read_text())["history"]

@@ -165,7 +165,7 @@ def _training_part(path: Path, read: Read) -> TrainingImages:
 
 
 def _as_int16(hu: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(hu, AIR_HU, np.iinfo(np.int16).max)).astype(np.int16)
+    return np.asarray(np.rint(np.clip(hu, AIR_HU, np.iinfo(np.int16).max)), dtype=np.int16)
 
 
 Read = tuple[np.ndarray, float | None, str]

@@ -53,7 +53,7 @@ def _data(data: Mapping[str, Any]) -> list[str]:
         elif not isinstance(value, list):
             lines.append(f"- {_words(key)}: {value}")
     lines.append("")
-    for key, value in data.items():
+    for value in data.values():
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             lines += _table([_words(k) for k in value[0]], [list(v.values()) for v in value])
     return lines

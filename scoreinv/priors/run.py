@@ -95,7 +95,9 @@ def train_prior(
     try:
         for row in bar:
             if hasattr(bar, "set_postfix"):
-                bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", im_s=f"{row['images_per_second']:.1f}")
+                bar.set_postfix(
+                    loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}", im_s=f"{row['images_per_second']:.1f}"
+                )
             if "train_psnr_0.1" in row:
                 training_plot(folder / "log.png", read_log(folder / "log.csv"))
     finally:
@@ -116,7 +118,9 @@ def _say_sizes(images: ImageSet, crop: int) -> None:
         shown = ", ".join(f"{n} of {h} x {w}" for (h, w), n in sizes.most_common(4))
         warnings.warn(f"the training images differ in size ({shown}); crops are taken from each as it is", stacklevel=3)
     if small:
-        warnings.warn(f"{small} images are smaller than the crops of {crop} pixels and get air around them", stacklevel=3)
+        warnings.warn(
+            f"{small} images are smaller than the crops of {crop} pixels and get air around them", stacklevel=3
+        )
 
 
 def validation_slices(images: ImageSet, multiple: int) -> list[Slice]:

@@ -31,7 +31,9 @@ def prior_path(prior: str | Path | None = None) -> Path:
     if prior is None or str(prior) in shipped():
         return _folder() / f"{prior or DEFAULT}.safetensors"
     if not Path(prior).suffix and not Path(prior).exists():
-        raise FileNotFoundError(f"no prior is named {str(prior)!r}; shipped: {', '.join(shipped())}; or give a .safetensors file")
+        raise FileNotFoundError(
+            f"no prior is named {str(prior)!r}; shipped: {', '.join(shipped())}; or give a .safetensors file"
+        )
     return Path(prior)
 
 

@@ -7,6 +7,7 @@ not overlap and move from call to call).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ def _starts(length: int, side: int) -> tuple[int, ...]:
 
 def _ramp(start: int, side: int, length: int, starts: tuple[int, ...]) -> Tensor:
     """Weights along one axis: 1 inside, falling linearly over the overlap where there is a neighbour."""
-    overlap = side - max((b - a for a, b in zip(starts, starts[1:], strict=False)), default=side)
+    overlap = side - max((b - a for a, b in itertools.pairwise(starts)), default=side)
     position = torch.arange(side, dtype=torch.float64) + 0.5
     up = position / overlap if start > 0 else torch.ones(side)
     down = (side - position) / overlap if start + side < length else torch.ones(side)

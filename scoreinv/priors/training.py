@@ -171,7 +171,9 @@ class Trainer:
         self.start_from(self.model.state_dict())
         learner = Learner(self.model, self.usual if config.weighting == "learned" else None)
         self.parameters = dict(learner.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
         forward = processes.shared(learner)
         self.forward = torch.compile(forward) if config.compile else forward
         self.step, self.seconds, self.mean_loss = 0, 0.0, 1.0

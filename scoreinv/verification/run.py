@@ -7,7 +7,7 @@ draws of each, all in one batch; the figures are those of `scoreinv.verification
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,7 +64,9 @@ class Case:
         """J problems as one batch, with their truths, in float32 as methods get them in practice."""
         if self.y is not None:
             truth = self.prior.posterior(Problem(self.A, self.y, self.noise_std)).draw(self.n_problems, rng)
-            return Problem(self.A, self.y.expand(self.n_problems, *self.A.out_shape).float(), self.noise_std, truth.float())
+            return Problem(
+                self.A, self.y.expand(self.n_problems, *self.A.out_shape).float(), self.noise_std, truth.float()
+            )
         truth = self.prior.draw(self.n_problems, rng).float()
         clean = self.A(truth)
         noise = torch.randn(clean.shape, generator=rng)
@@ -181,5 +183,6 @@ def _median(values: list[float]) -> float:
 
 def _moment(law: Any, name: str) -> Tensor:
     """Mean or covariance of a law, which may be an attribute or a method."""
-    found: Callable[[], Tensor] | Tensor = getattr(law, name)
-    return found() if callable(found) else found
+    found: Any = getattr(law, name)
+    moment: Tensor = found() if callable(found) else found
+    return moment
