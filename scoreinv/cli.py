@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_simulate, _add_reconstruct, _add_train, _add_sample, _add_info, _add_list):
+    for add in (_add_demo, _add_simulate, _add_reconstruct, _add_train, _add_sample, _add_verify, _add_info, _add_list):
         command = add(commands)
         command.add_argument("--quiet", action="store_true", help="no progress bars, results only")
     return top
@@ -329,6 +329,29 @@ def _sample(a: argparse.Namespace) -> None:
             validation=a.validation, seed=a.seed, device=a.device,
         )
     )  # fmt: skip
+
+
+def _add_verify(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "verify",
+        help="hold the posterior methods against exact posteriors",
+        description="Runs posterior methods on problems whose posterior is known in closed form and writes the table of their errors "
+        "(verification.csv, .md and .png). Rows that are there are not computed again.",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the table is")
+    p.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="these alone (all)")
+    p.add_argument("--cases", nargs="+", default=[], metavar="NAME", help="these alone (all)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    p.set_defaults(run=_verify)
+    return p
+
+
+def _verify(a: argparse.Namespace) -> None:
+    from scoreinv.verification.table import verification_table
+
+    a.out.mkdir(parents=True, exist_ok=True)
+    for path in verification_table(a.out, methods=a.methods, only=a.cases, seed=a.seed):
+        print(path)
 
 
 def _add_info(commands: Any) -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """A method against exact posteriors: draw problems from a case, solve them, measure.
 
-A case is a prior with a closed-form posterior, an operator and a noise level. J problems are drawn from it, the method gives L
-draws of each, all in one batch; the figures are those of `scoreinv.verification.measures`.
+A case is a reference problem: a prior with a closed-form posterior, an operator and a noise level. J problems are drawn from it,
+the method gives L draws of each, all in one batch; the figures are those of `scoreinv.verification.measures`.
 """
 
 from __future__ import annotations
@@ -9,31 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from scoreinv import configure, metrics
 from scoreinv.linop import LinearOperator
-from scoreinv.priors.denoiser import Counted, Denoiser
+from scoreinv.priors.denoiser import Counted
 from scoreinv.priors.exact import dense
+from scoreinv.priors.references import Reference
 from scoreinv.problem import Problem
 from scoreinv.verification import measures
-
-
-class Law(Protocol):
-    """A distribution of images: what is drawn from it, and its first two moments."""
-
-    def draw(self, n: int, rng: Generator) -> Tensor: ...
-
-
-class ExactPrior(Denoiser, Law, Protocol):
-    """A prior whose posterior is known."""
-
-    def posterior(self, problem: Problem) -> Any:
-        """The law of x₀ given y, with `draw`, `mean` and `covariance`."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,34 +30,28 @@ class Case:
     Attributes:
         name: short.
         about: a sentence for the table.
-        prior: with a closed-form posterior.
-        A: the operator.
-        noise_std: of the data.
-        y: the same data for all problems, whose images are then drawn from their posterior; None draws images from the prior.
+        reference: prior with a closed-form posterior, operator and noise.
+        fixed: all problems have the reference's own data, and images drawn from their posterior; else images are drawn from the
+            prior, with data of their own.
         n_problems: J.
         n_draws: L; 39 is the least for intervals of 95 %.
     """
 
     name: str
     about: str
-    prior: ExactPrior
-    A: LinearOperator
-    noise_std: float
-    y: Tensor | None = None
+    reference: Reference
+    fixed: bool = False
     n_problems: int = 32
     n_draws: int = 64
 
     def problems(self, rng: Generator) -> Problem:
         """J problems as one batch, with their truths, in float32 as methods get them in practice."""
-        if self.y is not None:
-            truth = self.prior.posterior(Problem(self.A, self.y, self.noise_std)).draw(self.n_problems, rng)
-            return Problem(
-                self.A, self.y.expand(self.n_problems, *self.A.out_shape).float(), self.noise_std, truth.float()
-            )
-        truth = self.prior.draw(self.n_problems, rng).float()
-        clean = self.A(truth)
-        noise = torch.randn(clean.shape, generator=rng)
-        return Problem(self.A, clean + self.noise_std * noise, self.noise_std, truth)
+        r = self.reference
+        if not self.fixed:
+            problem = r.simulate(self.n_problems, rng)
+            return Problem(r.A, problem.y.float(), r.noise_std, torch.as_tensor(problem.truth).float())
+        y = r.y.expand(self.n_problems, *r.A.out_shape)
+        return Problem(r.A, y.float(), r.noise_std, r.posterior.draw(self.n_problems, rng).float())
 
 
 @dataclass(frozen=True)
@@ -114,7 +95,7 @@ def verify(case: Case, method: str, settings: Mapping[str, Any], seed: int = 0) 
     """
     rng = torch.Generator().manual_seed(seed)
     problem = case.problems(rng)
-    counted = Counted(case.prior)
+    counted = Counted(case.reference.prior)
     solver = configure.method(method, {"samples": case.n_draws, **settings}, lambda: counted)
     started = time.perf_counter()
     with torch.no_grad():
@@ -132,10 +113,10 @@ def measured(
         raise ValueError("the method diverged: draws are not finite")
     flat = draws.double().flatten(2)
     truth = torch.as_tensor(problem.truth).double().flatten(1)
-    laws = [case.prior.posterior(Problem(case.A, y, case.noise_std)) for y in problem.y.double()]
-    mean = torch.stack([_moment(law, "mean").flatten() for law in laws]).double()
-    covariance = torch.stack([_moment(law, "covariance") for law in laws]).double()
-    seen, unseen = row_and_null_space(case.A)
+    laws = _posteriors(case, problem)
+    mean = torch.stack([law.mean.flatten() for law in laws]).double()
+    covariance = torch.stack([law.covariance for law in laws]).double()
+    seen, unseen = row_and_null_space(case.reference.A)
     trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
 
     def ratio(basis: Tensor | None) -> float:
@@ -171,7 +152,15 @@ def _directions(d: int, rng: Generator, k: int = 4) -> Tensor:
     return torch.linalg.qr(torch.randn(d, min(k, d), generator=rng, dtype=torch.float64)).Q
 
 
-def _distance(law: Law, draws: Tensor, rng: Generator) -> float:
+def _posteriors(case: Case, problem: Problem) -> list[Any]:
+    """The exact law of every image, computed once where all data are the same."""
+    r = case.reference
+    if case.fixed:
+        return [r.posterior] * len(problem.y)
+    return [r.prior.posterior(Problem(r.A, y, r.noise_std)) for y in problem.y.double()]
+
+
+def _distance(law: Any, draws: Tensor, rng: Generator) -> float:
     """Sliced W₂ from exact draws, relative to that between two sets of exact draws."""
     one, two = (law.draw(len(draws), rng).double().flatten(1) for _ in range(2))
     return measures.sliced_wasserstein(draws, one, rng) / measures.sliced_wasserstein(one, two, rng)
@@ -179,10 +168,3 @@ def _distance(law: Law, draws: Tensor, rng: Generator) -> float:
 
 def _median(values: list[float]) -> float:
     return float(torch.tensor(values).median())
-
-
-def _moment(law: Any, name: str) -> Tensor:
-    """Mean or covariance of a law, which may be an attribute or a method."""
-    found: Any = getattr(law, name)
-    moment: Tensor = found() if callable(found) else found
-    return moment

@@ -1,0 +1,74 @@
+"""The whole table: every method on every case, resumable; what `scoreinv verify` does."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scoreinv.files.atomic import replacing
+from scoreinv.progress import track
+from scoreinv.verification import report
+from scoreinv.verification.cases import METHODS, cases
+from scoreinv.verification.run import Case, verify
+
+NAME = "verification"
+
+
+def verification_table(
+    folder: Path, *, methods: Sequence[str] = (), only: Sequence[str] = (), seed: int = 0
+) -> list[Path]:
+    """Fill in what is missing of the table in a folder: verification.csv, .md and .png.
+
+    Rows that are there are not computed again, whatever stopped the run that made them. A method that fails on a case is
+    warned about and left out of its table.
+
+    Args:
+        folder: where the table is.
+        methods: their names; all of the table by default.
+        only: names of cases; all by default.
+        seed: of problems and draws.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: no such case, or no such method in the table.
+    """
+    known = cases()
+    _check("case", only, [c.name for c in known])
+    _check("method", methods, list(METHODS))
+    rows = folder / f"{NAME}.csv"
+    done = {(r["case"], r["method"], r["settings"]) for r in report.read(rows)}
+    for case, method in track(list(_missing(known, methods, only, done)), "verify"):
+        try:
+            figures = verify(case, method, METHODS[method], seed)
+        except (ValueError, RuntimeError) as error:
+            warnings.warn(f"{method} on {case.name}: {error}", stacklevel=2)
+            continue
+        report.append(rows, case.name, method, _settings(method), figures)
+    table = report.read(rows)
+    with replacing(folder / f"{NAME}.md") as temporary:
+        temporary.write_text(report.markdown(table, known), encoding="utf-8")
+    report.picture(folder / f"{NAME}.png", table, known)
+    return [folder / f"{NAME}.{kind}" for kind in ("csv", "md", "png")]
+
+
+def _missing(
+    known: list[Case], methods: Sequence[str], only: Sequence[str], done: set[tuple[str, str, str]]
+) -> Iterator[tuple[Case, str]]:
+    for case in known:
+        for method in methods or METHODS:
+            if (not only or case.name in only) and (case.name, method, _settings(method)) not in done:
+                yield case, method
+
+
+def _settings(method: str) -> str:
+    return ", ".join(f"{k}={json.dumps(v)}" for k, v in METHODS[method].items())
+
+
+def _check(what: str, given: Sequence[str], known: list[str]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"no {what} of the table is named {unknown[0]!r}; known: {', '.join(known)}")
