@@ -7,7 +7,9 @@ and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU, of the
 
     SCOREINV_DATA=/data python benchmarks/few_view.py --out benchmarks/results
 
-Rows are appended to few_view.csv as they come and are not computed again; few_view.md is made from them.
+Rows are appended to few_view.csv as they come and are not computed again, priors are told apart by the checksum of their
+weights; few_view.md is made from them. The Song samplers have 100 noise levels here (published: 1000) and constants found for
+that number on two of the patients (benchmarks/results/song_tuning.csv).
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ import statistics
 import time
 from pathlib import Path
 
-import h5py
-import numpy as np
 import torch
+from _data import slices
 
-from scoreinv import metrics
+from scoreinv import configure, metrics
 from scoreinv.files.scan import Scan
 from scoreinv.operators import ParallelBeamCT, equispaced_angles
+from scoreinv.priors.shipped import identity
 from scoreinv.problem import simulate
 from scoreinv.reconstruction import reconstruct
 from scoreinv.report import scores
@@ -38,22 +40,11 @@ METHODS: dict[str, dict[str, object]] = {
     "cgls": {},
     "fista_wavelet": {},
     REFERENCE: {},
-    "song_faithful": {},
-    "song_exact": {},
+    "song_faithful": {"n_levels": 100, "snr": 0.246, "lam": 1.0},
+    "song_exact": {"n_levels": 100, "snr": 0.4, "lam": 0.7},
     DEFAULT: {},
 }
-FIELDS = ("patient", "relative_noise", "method", "psnr", "ssim", "chi2", "evaluations", "seconds")
-
-
-def slices(path: Path) -> list[tuple[str, float, torch.Tensor]]:
-    """(patient, pixel [mm], HU) of the middle slice of every patient."""
-    with h5py.File(path) as file:
-        names = [name.decode() for name in file["patient"][:]]
-        chosen = [[i for i, n in enumerate(names) if n == patient] for patient in sorted(set(names))]
-        middle = [index[len(index) // 2] for index in chosen]
-        return [
-            (names[i], float(file["pixel_mm"][i]), torch.from_numpy(file["hu"][i].astype(np.float32))) for i in middle
-        ]
+FIELDS = ("patient", "relative_noise", "method", "weights", "psnr", "ssim", "chi2", "evaluations", "seconds")
 
 
 def main() -> None:
@@ -63,29 +54,28 @@ def main() -> None:
     p.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.005])
     p.add_argument("--methods", nargs="+", default=list(METHODS))
     p.add_argument("--patients", type=int, help="the first so many only")
-    p.add_argument(
-        "--song-levels", type=int, default=100, help="noise levels of the two Song samplers (published: 1000)"
-    )
+    p.add_argument("--prior", help="a shipped prior's name or a .safetensors file (the default prior)")
     a = p.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     path = a.out / "few_view.csv"
     done = list(csv.DictReader(path.open())) if path.is_file() else []
-    seen = {(r["patient"], float(r["relative_noise"]), r["method"]) for r in done}
+    seen = {(r["patient"], float(r["relative_noise"]), r["method"], r["weights"]) for r in done}
+    checksum = identity(a.prior)["sha256"][:12]
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         if not done:
             writer.writeheader()
         for method in a.methods:
-            settings = {"n_levels": a.song_levels} if method.startswith("song") else METHODS[method]
+            weights = checksum if configure.needs_prior(method) else ""
             for patient, pixel_mm, hu in slices(Path(os.environ["SCOREINV_DATA"]) / "ct" / "val.h5")[: a.patients]:
                 A = ParallelBeamCT((256, 256), equispaced_angles(a.views), 363, pixel_mm, pixel_mm)
                 for noise in a.noise:
-                    if (patient, noise, method) in seen:
+                    if (patient, noise, method, weights) in seen:
                         continue
                     rng = torch.Generator().manual_seed(0)
                     scan = Scan(simulate(A, mu_from_hu(hu), rng, relative_noise=noise))
                     started = time.perf_counter()
-                    result = reconstruct(scan, method, settings=settings)
+                    result = reconstruct(scan, method, settings=METHODS[method], prior=a.prior)
                     seconds = time.perf_counter() - started
                     psnr, ssim = scores(hu_from_mu(result.mean), hu)
                     evaluations = result.settings["network_evaluations_per_image"]
@@ -94,6 +84,7 @@ def main() -> None:
                         patient,
                         noise,
                         method,
+                        weights,
                         f"{psnr:.3f}",
                         f"{ssim:.4f}",
                         f"{chi2:.4g}",
@@ -122,35 +113,53 @@ def table(rows: list[dict[str, str]], a: argparse.Namespace) -> str:
             "| method | PSNR [dB] | SSIM | evaluations | patients | s an image |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
-        for method in METHODS:
-            mine = [r for r in at if r["method"] == method]
+        for method, weights in methods(rows):
+            mine = [r for r in at if (r["method"], r["weights"]) == (method, weights)]
             if mine:
                 mean = {
                     k: statistics.fmean(float(r[k]) for r in mine) for k in ("psnr", "ssim", "evaluations", "seconds")
                 }
                 lines.append(
-                    f"| {method} | {mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['evaluations']:g} | {len(mine)} | {mean['seconds']:.1f} |"
+                    f"| {label(method, weights)} | {mean['psnr']:.2f} | {mean['ssim']:.3f} | {mean['evaluations']:g} | {len(mine)} | {mean['seconds']:.1f} |"
                 )
         lines += ["", *gains(at), ""]
     return "\n".join(lines)
 
 
+def methods(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Methods with the weights of their prior, in the order of METHODS, priors as they came."""
+    found = dict.fromkeys((r["method"], r["weights"]) for r in rows)
+    return sorted(found, key=lambda m: list(METHODS).index(m[0]))
+
+
+def label(method: str, weights: str) -> str:
+    return f"{method} (prior {weights})" if weights else method
+
+
 def gains(rows: list[dict[str, str]]) -> list[str]:
-    """What the default gains over the reference for each patient."""
-    by = {(r["patient"], r["method"]): float(r["psnr"]) for r in rows}
-    patients = sorted({p for p, m in by if (p, DEFAULT) in by and (p, REFERENCE) in by})
-    if not patients:
+    """What the default gains over the reference for each patient, with every prior that there is."""
+    by: dict[tuple[str, str], dict[str, float]] = {}
+    for r in rows:
+        by.setdefault((r["method"], r["weights"]), {})[r["patient"]] = float(r["psnr"])
+    rival = by.get((REFERENCE, ""), {})
+    columns = [m for m in by if m[0] == DEFAULT]
+    patients = sorted(p for p in rival if all(p in by[m] for m in columns))
+    if not patients or not columns:
         return []
-    gain = [by[p, DEFAULT] - by[p, REFERENCE] for p in patients]
-    lines = [
-        f"{DEFAULT} minus {REFERENCE}: mean {statistics.fmean(gain):+.2f} dB, least {min(gain):+.2f} dB, patients {len(gain)}",
-        "",
-    ]
-    lines += [f"| patient | {REFERENCE} | {DEFAULT} | gain |", "| --- | --- | --- | --- |"]
-    return lines + [
-        f"| {p} | {by[p, REFERENCE]:.2f} | {by[p, DEFAULT]:.2f} | {g:+.2f} |"
-        for p, g in zip(patients, gain, strict=True)
-    ]
+    lines = []
+    for m in columns:
+        gain = [by[m][p] - rival[p] for p in patients]
+        lines.append(
+            f"{label(*m)} minus {REFERENCE}: mean {statistics.fmean(gain):+.2f} dB, least {min(gain):+.2f} dB, "
+            f"patients {len(gain)}"
+        )
+        lines.append("")
+    lines.append("| patient | " + " | ".join([REFERENCE, *(label(*m) for m in columns)]) + " |")
+    lines.append("| --- " * (len(columns) + 2) + "|")
+    for p in patients:
+        cells = [f"{by[m][p]:.2f} ({by[m][p] - rival[p]:+.2f})" for m in columns]
+        lines.append(f"| {p} | {rival[p]:.2f} | " + " | ".join(cells) + " |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
+from _data import middle_slices
 from torch import Tensor
 
 from scoreinv import plugins
@@ -43,17 +43,6 @@ from scoreinv.units import MU_WATER_PER_MM, hu_from_mu, mu_from_hu
 
 WINDOWS = ("ramp", "shepp-logan", "cosine", "hann")
 GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-def middle_slices(path: Path, patients: int) -> tuple[Tensor, list[float], list[str]]:
-    """HU (patients, H, W), pixel sizes [mm] and names; patients in the order of the file."""
-    with h5py.File(path, "r") as file:
-        names = [name.decode() for name in file["patient"][:]]
-        chosen = list(dict.fromkeys(names))[:patients]
-        rows = [np.flatnonzero(np.array(names) == name) for name in chosen]
-        middle = [int(r[len(r) // 2]) for r in rows]
-        hu = np.stack([file["hu"][k] for k in middle]).astype(np.float32)
-        return torch.from_numpy(hu), [float(file["pixel_mm"][k]) for k in middle], chosen
 
 
 def scores(x: Tensor, problem: Problem) -> Tensor:
@@ -87,30 +76,36 @@ def best_count(name: str, problems: list[Problem], most: int) -> dict[str, Any]:
 def best_weight(
     make: Callable[[float], Method], problems: list[Problem], grid: list[float], refine: int
 ) -> dict[str, Any]:
-    """The weight with the best mean PSNR: a grid over its logarithm, then `refine` golden-section steps beside the
-    best point."""
+    """The weight with the best mean PSNR."""
+    found = search(lambda weight: mean_score(make(weight), problems), grid, refine)
+    weight = max(found, key=found.__getitem__)
+    return {
+        "weight": float(f"{weight:.4g}"),
+        "psnr": round(found[weight], 3),
+        "grid": [[float(f"{w:.4g}"), round(v, 3)] for w, v in sorted(found.items())],
+    }
+
+
+def search(score: Callable[[float], float], grid: list[float], refine: int) -> dict[float, float]:
+    """The scores [dB] of all weights tried: a grid over the logarithm, then `refine` golden-section steps beside its best
+    point."""
     found: dict[float, float] = {}
 
-    def score(log: float) -> float:
-        if log not in found:
-            found[log] = mean_score(make(10**log), problems)
-            print(f"        weight {10**log:.3g}: {found[log]:.3f} dB", flush=True)
-        return found[log]
+    def at(log: float) -> float:
+        if 10**log not in found:
+            found[10**log] = score(10**log)
+            print(f"        weight {10**log:.3g}: {found[10**log]:.3f} dB", flush=True)
+        return found[10**log]
 
     logs = sorted(math.log10(w) for w in grid)
-    best = max(range(len(logs)), key=lambda k: score(logs[k]))
+    best = max(range(len(logs)), key=lambda k: at(logs[k]))
     low, high = logs[max(best - 1, 0)], logs[min(best + 1, len(logs) - 1)]
     for _ in range(refine):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-        low, high = (low, right) if score(left) > score(right) else (left, high)
-    log = max(found, key=found.__getitem__)
-    if log in (logs[0], logs[-1]):
+        low, high = (low, right) if at(left) > at(right) else (left, high)
+    if max(found, key=found.__getitem__) in (10 ** logs[0], 10 ** logs[-1]):
         print("        WARNING: the best weight lies at the end of the grid: widen it")
-    return {
-        "weight": float(f"{10**log:.4g}"),
-        "psnr": round(found[log], 3),
-        "grid": [[float(f"{10**k:.4g}"), round(v, 3)] for k, v in sorted(found.items())],
-    }
+    return found
 
 
 def tune(name: str, problems: list[Problem], options: argparse.Namespace) -> dict[str, Any]:
@@ -144,7 +139,8 @@ def main() -> None:
     options = parser.parse_args()
     if "SCOREINV_DATA" not in os.environ:
         sys.exit("set SCOREINV_DATA to the folder that holds ct/val.h5")
-    hu, pixels, names = middle_slices(Path(os.environ["SCOREINV_DATA"]) / "ct" / "val.h5", options.patients)
+    chosen = middle_slices(Path(os.environ["SCOREINV_DATA"]) / "ct" / "val.h5")[: options.patients]
+    names, pixels, hu = [s.patient for s in chosen], [s.pixel_mm for s in chosen], torch.stack([s.hu for s in chosen])
     for noise in options.noise:
         problems = list(simulated(hu, pixels, noise))
         tau = float(torch.cat([tuned.noise_level(p, MU_WATER_PER_MM) for p in problems]).square().mean().sqrt())

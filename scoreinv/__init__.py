@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scoreinv.priors.shipped import ct_prior
     from scoreinv.problem import Method, Problem, simulate
     from scoreinv.reconstruction import reconstruct
-    from scoreinv.testing import check_operator
+    from scoreinv.testing import check_denoiser, check_operator
     from scoreinv.units import hu_from_mu, mu_from_hu
 
     __version__: str
@@ -44,6 +44,7 @@ __all__ = [
     "Rescaled",
     "Scan",
     "__version__",
+    "check_denoiser",
     "check_operator",
     "ct_prior",
     "hu_from_mu",
@@ -72,7 +73,7 @@ _HOMES = {
     "priors.shipped": ("ct_prior",),
     "problem": ("Method", "Problem", "simulate"),
     "reconstruction": ("reconstruct",),
-    "testing": ("check_operator",),
+    "testing": ("check_denoiser", "check_operator"),
     "units": ("hu_from_mu", "mu_from_hu"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -34,27 +34,27 @@ def check_operator(
     """
     rng = torch.Generator().manual_seed(0) if rng is None else rng
     for dtype, bound in (TOLERANCE if tol is None else tol).items():
-        x, y = (_normal(rng, (3, *shape), dtype) for shape in (A.in_shape, A.out_shape))
+        x, y = (normal(rng, (3, *shape), dtype) for shape in (A.in_shape, A.out_shape))
         _check_values(A, x, y, bound)
         _check_adjoint(A, x, y, bound)
         _check_derivatives(A, x[0], y[0], bound)
-    _check_copies(A, _normal(rng, A.in_shape, torch.float32))
+    _check_copies(A, normal(rng, A.in_shape, torch.float32))
 
 
 def _check_values(A: LinearOperator, x: Tensor, y: Tensor, bound: float) -> None:
     for B, v in ((A, x), (A.H, y)):
         out = B(v)
         what = f"{_name(B)} in {v.dtype}"
-        _require(
+        require(
             tuple(out.shape) == (3, *B.out_shape), f"{what}: shape {tuple(out.shape)}, expected {(3, *B.out_shape)}"
         )
-        _require(
+        require(
             tuple(B(v[0]).shape) == B.out_shape,
             f"{what}: without batch, shape {tuple(B(v[0]).shape)}, not {B.out_shape}",
         )
-        _require(B(v[:0]).shape == (0, *B.out_shape), f"{what}: an empty batch gives shape {tuple(B(v[:0]).shape)}")
-        _require(out.dtype == v.dtype, f"{what}: the result has dtype {out.dtype}")
-        _require(bool(out.isfinite().all()), f"{what}: the result is not finite")
+        require(B(v[:0]).shape == (0, *B.out_shape), f"{what}: an empty batch gives shape {tuple(B(v[:0]).shape)}")
+        require(out.dtype == v.dtype, f"{what}: the result has dtype {out.dtype}")
+        require(bool(out.isfinite().all()), f"{what}: the result is not finite")
         _close(f"{what}: two batch dimensions", B(v[None]), out[None], bound)
         _close(f"{what}: a batch and its members", out, torch.stack([B(member) for member in v]), bound)
         _close(f"{what}: linearity", B(2 * v[0] - 3 * v[1]), 2 * out[0] - 3 * out[1], bound)
@@ -70,7 +70,7 @@ def _check_adjoint(A: LinearOperator, x: Tensor, y: Tensor, bound: float) -> Non
         message = (
             f"{_name(A)} in {x.dtype}: the adjoint is not the transpose: <A x, y> = {left:.9g}, <x, A'y> = {right:.9g}"
         )
-        _require(mismatch <= bound, f"{message}, mismatch {mismatch:.2e} > {bound:.0e}")
+        require(mismatch <= bound, f"{message}, mismatch {mismatch:.2e} > {bound:.0e}")
 
 
 def _check_derivatives(A: LinearOperator, x: Tensor, y: Tensor, bound: float) -> None:
@@ -94,16 +94,16 @@ def _check_derivatives(A: LinearOperator, x: Tensor, y: Tensor, bound: float) ->
 
 def _check_copies(A: LinearOperator, x: Tensor) -> None:
     pickled = pickle.loads(pickle.dumps(A))  # noqa: S301 (our own bytes)
-    _require(type(pickled) is type(A), f"{_name(A)}: pickling makes a {type(pickled).__name__}")
-    _require(pickled == A and hash(pickled) == hash(A), f"{_name(A)}: a pickled copy differs in equality or hash")
-    _require(torch.equal(pickled(x), A(x)), f"{_name(A)}: a pickled copy computes something else")
+    require(type(pickled) is type(A), f"{_name(A)}: pickling makes a {type(pickled).__name__}")
+    require(pickled == A and hash(pickled) == hash(A), f"{_name(A)}: a pickled copy differs in equality or hash")
+    require(torch.equal(pickled(x), A(x)), f"{_name(A)}: a pickled copy computes something else")
     if "<" in repr(A):
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the constructor has to say was said when A was made
         again = eval(repr(A), _classes(A))  # noqa: S307 (our own repr)
-    _require(again == A and hash(again) == hash(A), f"{_name(A)}: eval(repr(A)) is not equal to A: {again!r}")
-    _require(torch.equal(again(x), A(x)), f"{_name(A)}: eval(repr(A)) computes something else")
+    require(again == A and hash(again) == hash(A), f"{_name(A)}: eval(repr(A)) is not equal to A: {again!r}")
+    require(torch.equal(again(x), A(x)), f"{_name(A)}: eval(repr(A)) computes something else")
 
 
 def _classes(A: LinearOperator) -> dict[str, Any]:
@@ -119,17 +119,17 @@ def _classes(A: LinearOperator) -> dict[str, Any]:
     return classes
 
 
-def _normal(rng: Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def normal(rng: Generator, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
 
 
 def _close(law: str, got: Tensor, wanted: Tensor, bound: float) -> None:
-    _require(got.shape == wanted.shape, f"{law}: shapes {tuple(got.shape)} and {tuple(wanted.shape)}")
+    require(got.shape == wanted.shape, f"{law}: shapes {tuple(got.shape)} and {tuple(wanted.shape)}")
     error = float((got - wanted).double().norm()) / max(float(wanted.double().norm()), 1e-300)
-    _require(error <= bound, f"{law}: they differ by {error:.2e} (relative), more than {bound:.0e}")
+    require(error <= bound, f"{law}: they differ by {error:.2e} (relative), more than {bound:.0e}")
 
 
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
     if not holds:
         raise AssertionError(message)
 
