@@ -48,7 +48,6 @@ TV_GRID = [0.25, 0.35, 0.5, 0.7, 1.0, 1.4]
 """Weights in units of sigma."""
 TV_REFINE = 4
 FIELDS = ("method", "weights", "sigma", "patient", "psnr", "seconds", "setting")
-Denoise = Callable[[Pair, float], Tensor]
 
 
 class Pair(NamedTuple):
@@ -58,6 +57,10 @@ class Pair(NamedTuple):
     pixel_mm: float
     clean: Tensor
     noisy: Tensor
+
+
+Denoise = Callable[[Pair, float], Tensor]
+"""(pair, sigma) -> the estimate of the clean slice."""
 
 
 class Method(NamedTuple):

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
 
-from scoreinv.linop import LinearOperator
+from scoreinv.operators.dense import Matrix
 from scoreinv.priors.exact import GaussianMixturePrior, GaussianPrior, dense
 from scoreinv.problem import Problem
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix(LinearOperator):
-    """A dense matrix as an operator on images of one row."""
-
-    matrix: Tensor
-
-    @property
-    def in_shape(self) -> tuple[int, ...]:
-        return (self.matrix.shape[1],)
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return (self.matrix.shape[0],)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return x @ self.matrix.T.to(x)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return y @ self.matrix.to(y)
 
 
 def gaussian(d: int, seed: int, spread: float = 1.0) -> GaussianPrior:
@@ -82,6 +59,7 @@ def test_denoiser_is_the_posterior_mean(name: str, sigma: float) -> None:
 @pytest.mark.parametrize("name", PRIORS)
 @pytest.mark.parametrize("noise_std", [0.4, torch.tensor([0.2], dtype=torch.float64)])
 def test_posterior_by_integration(name: str, noise_std: float | Tensor) -> None:
+    """Mean, covariance and evidence."""
     prior = PRIORS[name]
     row = torch.tensor([[0.8, -0.5]], dtype=torch.float64)
     y = torch.tensor([0.7], dtype=torch.float64)
@@ -91,16 +69,12 @@ def test_posterior_by_integration(name: str, noise_std: float | Tensor) -> None:
     centred = points - mean
     covariance = (centred * weight[:, None]).T @ centred / weight.sum()
 
-    posterior = prior.posterior(Problem(Matrix(row), y, noise_std))
-    if isinstance(posterior, GaussianMixturePrior):
-        w = posterior.weights[:, None]
-        got_mean = (w * posterior.means).sum(0)
-        between = (posterior.means - got_mean)[:, :, None] * (posterior.means - got_mean)[:, None, :]
-        got_covariance = (w[..., None] * (posterior.covariances + between)).sum(0)
-    else:
-        got_mean, got_covariance = posterior.mean, posterior.covariance
-    torch.testing.assert_close(got_mean, mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(got_covariance, covariance, rtol=1e-6, atol=1e-6)
+    problem = Problem(Matrix(row), y, noise_std)
+    posterior = prior.posterior(problem)
+    torch.testing.assert_close(posterior.mean, mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(posterior.covariance, covariance, rtol=1e-6, atol=1e-6)
+    evidence = (weight.sum() / (2 * torch.pi * float(noise_std) ** 2) ** 0.5).log()
+    torch.testing.assert_close(prior.log_evidence(problem), evidence, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -136,12 +110,83 @@ def test_flow_is_the_ode_and_composes() -> None:
     torch.testing.assert_close(prior.flow(there, torch.tensor(5.0), sigma), x)
 
 
-def test_score_of_the_mixture_is_the_gradient_of_its_log_density() -> None:
-    prior, sigma = mixture(), torch.tensor(0.5, dtype=torch.float64)
+def test_flow_of_a_mixture_is_the_ode_and_composes() -> None:
+    prior, sigma, h = mixture(), torch.tensor(0.7, dtype=torch.float64), 1e-4
+    x = prior.draw(5, torch.Generator().manual_seed(0))
+    ahead, behind = prior.flow(x, sigma, sigma + h), prior.flow(x, sigma, sigma - h)
+    torch.testing.assert_close((ahead - behind) / (2 * h), (x - prior(x, sigma)) / sigma, rtol=1e-6, atol=1e-7)
+    far, zero = torch.tensor(30.0), torch.tensor(0.0)
+    there = prior.flow(x, zero, far)
+    torch.testing.assert_close(prior.flow(there, far, zero), x, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(prior.flow(there[1:2], far, zero), prior.flow(there, far, zero)[1:2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(prior.flow(x, sigma, sigma), x, rtol=0, atol=0)
+
+
+def test_flow_of_a_mixture_of_one_is_that_of_a_gaussian() -> None:
+    """The integrated flow against the closed form: the stated tolerance, with room for its growth."""
+    one = gaussian(4, 1)
+    prior = GaussianMixturePrior(torch.ones(1), one.mean[None], one.covariance[None])
+    x = 20 * torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start, stop = torch.tensor([20.0, 5.0, 0.1]), torch.tensor([0.0, 0.3, 9.0])
+    expected = torch.cat([one.flow(x[k : k + 1], start[k], stop[k]) for k in range(3)])
+    for tolerance in (1e-6, 1e-9):
+        error = (prior.flow(x, start, stop, tolerance=tolerance) - expected).norm(dim=1)
+        assert (error < 3 * tolerance * torch.maximum(x.norm(dim=1), expected.norm(dim=1))).all()
+        assert (error > 1e-3 * tolerance).all()
+
+
+def test_flow_carries_the_density() -> None:
+    """ln p_σ'(x') = ln p_σ(x) − ln |det ∂x' / ∂x|, the determinant by finite differences."""
+    prior, h = mixture(), 1e-4
+    start, stop = torch.tensor(4.0), torch.tensor(0.5)
+    x = torch.tensor([[0.5, -2.0], [3.0, 1.0]], dtype=torch.float64)
+    shifts = h * torch.cat([torch.eye(2), -torch.eye(2)]).double()
+    ends = prior.flow((x[:, None] + shifts).flatten(0, 1), start, stop).reshape(2, 4, 2)
+    jacobians = (ends[:, :2] - ends[:, 2:]) / (2 * h)
+    moved = prior.log_density(prior.flow(x, start, stop), stop)
+    torch.testing.assert_close(moved, prior.log_density(x, start) - jacobians.det().abs().log(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_score_is_the_gradient_of_the_log_density(name: str) -> None:
+    prior, sigma = PRIORS[name], torch.tensor(0.5, dtype=torch.float64)
     x = prior.draw(6, torch.Generator().manual_seed(2)).requires_grad_()
-    parts = torch.stack([c.log_density(x, sigma) for c in prior.components])
-    (gradient,) = torch.autograd.grad(torch.logsumexp(parts + prior.weights.log()[:, None], 0).sum(), x)
+    (gradient,) = torch.autograd.grad(prior.log_density(x, sigma).sum(), x)
+    torch.testing.assert_close(prior.score(x, sigma), gradient)
     torch.testing.assert_close((prior(x, sigma) - x) / sigma**2, gradient)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_log_density_without_noise_is_that_of_the_prior(name: str) -> None:
+    points, mass = density_on_grid(PRIORS[name], n=41)
+    got = PRIORS[name].log_density(points, torch.tensor(0.0)).exp() * (18 / 40) ** 2
+    torch.testing.assert_close(got, mass, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_jacobian_is_the_derivative_of_the_denoiser(name: str) -> None:
+    prior, rng = PRIORS[name], torch.Generator().manual_seed(3)
+    sigmas = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    x, v, w = (torch.randn(3, 2, dtype=torch.float64, generator=rng) for _ in range(3))
+    differences = (prior(x + 1e-5 * v, sigmas) - prior(x - 1e-5 * v, sigmas)) / 2e-5
+    torch.testing.assert_close(prior.jvp(x, sigmas, v), differences, rtol=1e-6, atol=1e-8)
+    (back,) = torch.autograd.grad(prior(x.requires_grad_(), sigmas), x, w)
+    torch.testing.assert_close(prior.jvp(x, sigmas, w).detach(), back)  # symmetric
+    assert prior.jvp(x.float(), sigmas, v.float()).dtype == torch.float32
+
+
+def test_moments_of_a_mixture() -> None:
+    prior = mixture()
+    points, mass = density_on_grid(prior)
+    centred = points - prior.mean
+    torch.testing.assert_close(prior.mean, mass @ points, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(prior.covariance, (centred * mass[:, None]).T @ centred, rtol=1e-5, atol=1e-5)
+    double = GaussianMixturePrior(2 * prior.weights, prior.means, prior.covariances)  # weights are normalised
+    x = points[:50]
+    torch.testing.assert_close(
+        double.log_density(x, torch.tensor(1.0)), prior.log_density(x, torch.tensor(1.0)), rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(double.mean, prior.mean)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -172,11 +217,17 @@ def test_images_of_two_dimensions_and_dense_matrix() -> None:
         (lambda: GaussianPrior(torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0]))), "semi-definite"),
         (
             lambda: GaussianMixturePrior(torch.tensor([1.0, -1.0]), torch.zeros(2, 1), torch.ones(2, 1, 1)),
-            "positive weight",
+            "one positive weight, and one each of means and covariances",
         ),
         (lambda: gaussian(3, 0).posterior(Problem(Matrix(torch.ones(1, 3)), torch.zeros(2, 1))), "one image"),
         (lambda: gaussian(3, 0).posterior(Problem(Matrix(torch.ones(1, 2)), torch.zeros(1))), "one image"),
         (lambda: mixture().posterior(Problem(Matrix(torch.zeros(1, 2)), torch.ones(1))), "positive noise_std"),
+        (
+            lambda: GaussianMixturePrior(
+                torch.ones(1), torch.zeros(1, 2), torch.diag(torch.tensor([1.0, 0.0]))[None]
+            ).flow(torch.ones(1, 2), torch.tensor(1.0), torch.tensor(0.0)),
+            "stop at a small positive sigma_next",
+        ),
     ],
 )
 def test_what_is_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -2,14 +2,18 @@
 
 Gaussian N(μ, Σ), Σ = Q diag(λ) Qᵀ, on x = x₀ + σ n:
 
-    denoiser          D(x, σ) = μ + Q diag(λ / (λ + σ²)) Qᵀ (x − μ)
+    denoiser          D(x, σ) = μ + Q diag(λ / (λ + σ²)) Qᵀ (x − μ),  its Jacobian J = Q diag(λ / (λ + σ²)) Qᵀ
+    score             ∇ ln p(x) = −Q diag(1 / (λ + σ²)) Qᵀ (x − μ) = (D − x) / σ²
     probability flow  x' = μ + Q diag(√((λ + σ'²) / (λ + σ²))) Qᵀ (x − μ)                                          (1)
     posterior         μ_p = μ + K (y − A μ),  Σ_p = Σ − K A Σ,  K = Σ Aᵀ (A Σ Aᵀ + Σ_y)⁺
+    evidence          p(y) = N(y; A μ, A Σ Aᵀ + Σ_y)
 
-Mixture Σ_k w_k N(μ_k, Σ_k): D = Σ r_k D_k with r_k ∝ w_k N(x; μ_k, Σ_k + σ² I); the posterior is the mixture of the
-components' posteriors with weights ∝ w_k N(y; A μ_k, A Σ_k Aᵀ + Σ_y).
+Mixture Σ_k w_k N(μ_k, Σ_k): see `scoreinv.priors.mixture`; the posterior is the mixture of the components' posteriors with
+weights ∝ w_k N(y; A μ_k, A Σ_k Aᵀ + Σ_y). A posterior is a prior of the same kind, so that its denoiser, flow and density
+are there too.
 
-Everything is dense and computed in float64: for images of up to about 1000 pixels.
+Everything here is dense and computed in float64: for images of up to about 1000 pixels. For larger ones with a stationary
+covariance see `scoreinv.priors.fourier`; published examples are in `scoreinv.priors.references`.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv.linop import LinearOperator
+from scoreinv.priors.mixture import Mixture, check_weights
 from scoreinv.problem import Problem
 
 
@@ -35,6 +40,8 @@ def dense(A: LinearOperator) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class GaussianPrior:
     """N(mean, covariance): a denoiser, and with `posterior` the exact answer to any linear problem.
+
+    x is (batch, *image_shape), sigma a scalar or (batch,).
 
     Attributes:
         mean: (*image_shape).
@@ -58,16 +65,23 @@ class GaussianPrior:
             )
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """E[x₀ | x = x₀ + σ n] for x (batch, *image_shape) and sigma a scalar or (batch,)."""
-        eigenvalues = self._eigen[0].to(x.device)
-        variance = _column(sigma, x) ** 2
-        return self._filter(x, torch.nan_to_num(eigenvalues / (eigenvalues + variance)))
+        """E[x₀ | x = x₀ + σ n]."""
+        return self._affine(x, self._gain(x, sigma))
+
+    def jvp(self, x: Tensor, sigma: Tensor, v: Tensor) -> Tensor:
+        """J v with J = ∂D/∂x, and Jᵀ v, which is the same; v is shaped like x."""
+        return self._linear(v, self._gain(x, sigma)).to(x.dtype)
+
+    def score(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """∇ ln p(x) at noise level sigma, which may be 0 where the covariance is regular."""
+        total = self._eigen[0].to(x.device) + _column(sigma, x) ** 2
+        return self._linear(self.mean.to(x.device, torch.float64) - x, 1 / total).to(x.dtype)
 
     def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """Where the probability flow takes x from sigma to sigma_next, exactly: eq. (1)."""
         eigenvalues = self._eigen[0].to(x.device)
         before, after = _column(sigma, x) ** 2, _column(sigma_next, x) ** 2
-        return self._filter(x, torch.nan_to_num((eigenvalues + after) / (eigenvalues + before)).sqrt())
+        return self._affine(x, torch.nan_to_num((eigenvalues + after) / (eigenvalues + before)).sqrt())
 
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
         """ln N(x; μ, Σ + σ² I) of every member, (batch,) in float64; −∞ or nan where that matrix is singular."""
@@ -84,6 +98,10 @@ class GaussianPrior:
         """
         return self._condition(problem)[0]
 
+    def log_evidence(self, problem: Problem) -> Tensor:
+        """ln p(y), a number in float64; raises as `posterior` does."""
+        return self._condition(problem)[1].log_density(problem.y[None], torch.zeros(()))[0]
+
     def draw(self, n: int, rng: Generator) -> Tensor:
         """n independent images, (n, *image_shape), in the mean's dtype."""
         eigenvalues, vectors, _ = self._eigen
@@ -93,12 +111,8 @@ class GaussianPrior:
 
     def _condition(self, problem: Problem) -> tuple[GaussianPrior, GaussianPrior]:
         """The law of x₀ given y, and the law of the data, N(A μ, A Σ Aᵀ + Σ_y)."""
+        check_problem(problem, self.mean)
         A, y = problem.A, problem.y
-        if problem.batch_shape or A.in_shape != tuple(self.mean.shape):
-            raise ValueError(
-                f"posterior: expected data {A.out_shape} of one image {tuple(self.mean.shape)}, "
-                f"got {tuple(y.shape)} of images {A.in_shape}"
-            )
         matrix, prior_cov = dense(A), self.covariance.double()
         std = torch.as_tensor(problem.noise_std, dtype=torch.float64).expand(A.out_shape).flatten()
         cross = prior_cov @ matrix.T
@@ -117,15 +131,24 @@ class GaussianPrior:
         eigenvalues, vectors = torch.linalg.eigh(_symmetric(self.covariance.double()))
         return eigenvalues.clamp(min=0), vectors, (float(eigenvalues[0]), float(eigenvalues[-1]))
 
-    def _filter(self, x: Tensor, factor: Tensor) -> Tensor:
+    def _gain(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """λ / (λ + σ²)."""
+        eigenvalues = self._eigen[0].to(x.device)
+        return torch.nan_to_num(eigenvalues / (eigenvalues + _column(sigma, x) ** 2))
+
+    def _affine(self, x: Tensor, factor: Tensor) -> Tensor:
         """μ + Q diag(factor) Qᵀ (x − μ)."""
-        vectors, mean = self._eigen[1].to(x.device), self.mean.to(x.device, torch.float64)
-        centred = (x.double() - mean).flatten(1)
-        return (mean + (((centred @ vectors) * factor) @ vectors.T).reshape(x.shape)).to(x.dtype)
+        mean = self.mean.to(x.device, torch.float64)
+        return (mean + self._linear(x - mean, factor)).to(x.dtype)
+
+    def _linear(self, v: Tensor, factor: Tensor) -> Tensor:
+        """Q diag(factor) Qᵀ v in float64."""
+        vectors = self._eigen[1].to(v.device)
+        return (((v.double().flatten(1) @ vectors) * factor) @ vectors.T).reshape(v.shape)
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianMixturePrior:
+class GaussianMixturePrior(Mixture):
     """Σ_k w_k N(mean_k, covariance_k).
 
     Attributes:
@@ -139,28 +162,19 @@ class GaussianMixturePrior:
     covariances: Tensor
 
     def __post_init__(self) -> None:
-        k = len(self.weights)
-        if len(self.means) != k or len(self.covariances) != k or k == 0 or not (self.weights > 0).all():
-            raise ValueError(
-                "GaussianMixturePrior: expected one positive weight, one mean and one covariance a component, "
-                f"got weights {self.weights.tolist()}, {len(self.means)} means and {len(self.covariances)} covariances"
-            )
+        check_weights("GaussianMixturePrior", self.weights, means=self.means, covariances=self.covariances)
 
     @functools.cached_property
     def components(self) -> tuple[GaussianPrior, ...]:
         """The K Gaussians."""
         return tuple(GaussianPrior(m, c) for m, c in zip(self.means, self.covariances, strict=True))
 
-    def responsibilities(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """P(component | x = x₀ + σ n), (batch, K) in float64."""
-        log_density = torch.stack([c.log_density(x, sigma) for c in self.components], dim=1)
-        return torch.softmax(self.weights.to(log_density).log() + log_density, dim=1)
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """E[x₀ | x = x₀ + σ n] for x (batch, *image_shape) and sigma > 0 a scalar or (batch,)."""
-        estimates = torch.stack([c(x, sigma).double() for c in self.components], dim=-1)
-        r = self.responsibilities(x, sigma)
-        return (estimates * r.reshape(len(x), *[1] * (x.ndim - 1), -1)).sum(-1).to(x.dtype)
+    @property
+    def covariance(self) -> Tensor:
+        """Of the whole mixture, (d, d): Σ w_k (Σ_k + (μ_k − μ)(μ_k − μ)ᵀ)."""
+        off = (self.means - self.mean).flatten(1).double()
+        parts = self.covariances.double() + off[:, :, None] * off[:, None, :]
+        return (parts * self._log_weights.exp()[:, None, None]).sum(0).to(self.covariances)
 
     def posterior(self, problem: Problem) -> GaussianMixturePrior:
         """The law of x₀ given y, again a mixture.
@@ -168,26 +182,36 @@ class GaussianMixturePrior:
         Raises:
             ValueError: as for `GaussianPrior.posterior`, or the data have no density (noise-free and dependent).
         """
-        conditioned = [c._condition(problem) for c in self.components]
-        y, zero = problem.y.double()[None], torch.zeros(())
-        evidence = torch.cat([law.log_density(y, zero) for _, law in conditioned])
-        if not torch.isfinite(evidence).all():
-            raise ValueError("GaussianMixturePrior: the data have no density; give the problem a positive noise_std")
-        weights = torch.softmax(self.weights.double().log() + evidence, dim=0)
+        posteriors, joint = self._condition(problem)
+        weights = torch.softmax(joint, dim=0)
         kept = [i for i, w in enumerate(weights) if w > 0]  # a weight can underflow to zero
         return GaussianMixturePrior(
             weights[kept],
-            torch.stack([conditioned[i][0].mean for i in kept]),
-            torch.stack([conditioned[i][0].covariance for i in kept]),
+            torch.stack([posteriors[i].mean for i in kept]),
+            torch.stack([posteriors[i].covariance for i in kept]),
         )
 
-    def draw(self, n: int, rng: Generator) -> Tensor:
-        """n independent images, (n, *image_shape)."""
-        which = torch.multinomial(self.weights.double(), n, replacement=True, generator=rng)
-        x = torch.empty(n, *self.means.shape[1:], dtype=self.means.dtype)
-        for k, component in enumerate(self.components):
-            x[which == k] = component.draw(int((which == k).sum()), rng)
-        return x
+    def log_evidence(self, problem: Problem) -> Tensor:
+        """ln p(y), a number in float64; raises as `posterior` does."""
+        return torch.logsumexp(self._condition(problem)[1], dim=0)
+
+    def _condition(self, problem: Problem) -> tuple[list[GaussianPrior], Tensor]:
+        """The components' posteriors, and ln w_k p(y | component k), (K,)."""
+        conditioned = [c._condition(problem) for c in self.components]
+        y, zero = problem.y[None], torch.zeros(())
+        evidence = torch.cat([law.log_density(y, zero) for _, law in conditioned])
+        if not torch.isfinite(evidence).all():
+            raise ValueError("GaussianMixturePrior: the data have no density; give the problem a positive noise_std")
+        return [posterior for posterior, _ in conditioned], self._log_weights + evidence
+
+
+def check_problem(problem: Problem, mean: Tensor) -> None:
+    """Raise ValueError unless the problem is of one image, shaped like the prior's mean."""
+    if problem.batch_shape or problem.A.in_shape != tuple(mean.shape):
+        raise ValueError(
+            f"posterior: expected data {problem.A.out_shape} of one image {tuple(mean.shape)}, "
+            f"got {tuple(problem.y.shape)} of images {problem.A.in_shape}"
+        )
 
 
 def _column(sigma: Tensor, x: Tensor) -> Tensor:
