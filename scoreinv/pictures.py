@@ -273,11 +273,7 @@ def _training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     *zip(*points, strict=True), color=colour, linewidth=1.8 if style == "-" else 1.0, linestyle=style
                 )
         ends.append((points[-1][1], f"σ = {sigma:g}", colour))
-    _heading(
-        quality,
-        "Denoising PSNR",
-        "dB on validation slices (dotted: training slices), at each noise level σ (1 = 1000 HU)",
-    )
+    _heading(quality, "Denoising PSNR", "dB at noise level σ (1 = 1000 HU); dotted: training slices")
     _label_ends(quality, hours[-1], ends)
     for axes in (loss, quality):
         axes.set_xlabel("hours of training")

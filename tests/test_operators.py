@@ -18,6 +18,7 @@ from scoreinv.operators import (
     GeometryWarning,
     Grayscale,
     Masking,
+    Matrix,
     MemoryWarning,
     ParallelBeamCT,
     _astra,
@@ -47,6 +48,9 @@ OPERATORS = [
     Masking([[1, 0, 1], [0, 0, 1]]),
     Masking.rows((30, 24), [0, 7, 29]),
     Masking.rows((5, 24), [0, 3]) @ parallel(),
+    Matrix([[1.0, -0.3, 2.0], [0.1, 4.0, -0.0]]),
+    Matrix(torch.randn(6, 20, generator=torch.Generator().manual_seed(0)), (4, 5), (3, 2)),
+    Matrix([[1, 2], [3, 4], [5, 6], [7, 8]], (2, 1), (2, 2)),
     parallel().H,
 ]
 
@@ -244,6 +248,11 @@ def test_angles_come_in_any_form() -> None:
         (lambda: Masking([[0, 2]]), "other values than 0 and 1"),
         (lambda: Masking([]), "at least one pixel"),
         (lambda: Masking.rows((4, 4), [4]), "between 0 and 3"),
+        (lambda: Matrix([1.0, 2.0]), r"a real matrix \(data, pixels\), got torch.float32 \(2,\)"),
+        (lambda: Matrix(torch.ones(2, 2, dtype=torch.complex64)), "got torch.complex64"),
+        (lambda: Matrix([[1.0, math.inf]]), "not finite"),
+        (lambda: Matrix(torch.ones(2, 6), (2, 2)), r"image_shape \(2, 2\) has 4 entries, the matrix asks for 6"),
+        (lambda: Matrix(torch.ones(2, 6), (2, 3), (3,)), r"data_shape \(3,\) has 3 entries, the matrix asks for 2"),
     ],
 )
 def test_bad_input_is_named(call, message) -> None:
@@ -292,3 +301,11 @@ def test_grey_is_the_luminance_of_rec_709() -> None:
     x[0, 0, 0] = x[1, 0, 1] = x[2, 0, 2] = 1
     torch.testing.assert_close(Grayscale((3, 1, 3))(x), torch.tensor([[[0.2126, 0.7152, 0.0722]]]))
     torch.testing.assert_close(Grayscale((3, 2, 2))(torch.full((3, 2, 2), 0.3)), torch.full((1, 2, 2), 0.3))
+
+
+def test_a_matrix_multiplies_flattened_images() -> None:
+    A = Matrix([[1, 2, 3, 4], [0, 0, 0, 1]], (2, 2), (1, 2))
+    torch.testing.assert_close(A(torch.tensor([[1.0, 1.0], [1.0, 10.0]])), torch.tensor([[46.0, 10.0]]))
+    assert repr(A) == "Matrix([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], (2, 2), (1, 2))"
+    assert repr(Matrix(torch.ones(2, 50))) == "<Matrix (50,) -> (2,)>"
+    assert A != Matrix(A.matrix) and Matrix([[0.0]]) == Matrix([[-0.0]])
