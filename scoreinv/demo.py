@@ -9,7 +9,7 @@ from pydicom.data import get_testdata_file
 from scoreinv.files.reconstruction import check_writable, write_reconstruction
 from scoreinv.files.scan import write_scan
 from scoreinv.reconstruction import DEFAULT, reconstruct
-from scoreinv.report import draw, scores, summary
+from scoreinv.report import draw, judgement, scores, summary
 from scoreinv.simulation import simulate_scan
 from scoreinv.units import hu_from_mu
 
@@ -56,5 +56,6 @@ def demo(
         "  method        PSNR       SSIM    time     (window -1000 to 1000 HU, range 1)",
         *rows,
         summary(result),
+        judgement(result),
         "wrote " + ", ".join(str(path) for path in paths.values()),
     ])  # fmt: skip

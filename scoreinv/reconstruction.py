@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreinv import configure, metrics, trust
+from scoreinv.calibration import Calibration, Conditions, find, read_calibrations
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
@@ -68,6 +69,7 @@ def reconstruct(
     prior: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    calibrations: Sequence[Calibration] | None = None,
 ) -> Reconstruction:
     """Reconstruct the images of a scan.
 
@@ -79,6 +81,7 @@ def reconstruct(
         prior: a .safetensors file; by default the CT prior that ships with the package.
         settings: arguments of the method's constructor.
         device: where to compute.
+        calibrations: the first that holds for this scan widens the intervals; by default the shipped ones.
 
     Returns:
         The reconstruction, on the CPU.
@@ -130,7 +133,7 @@ def reconstruct(
         "device": device,
     }
     gray_ct = len(problem.A.in_shape) == 2
-    return Reconstruction(
+    result = Reconstruction(
         draws,
         metrics.chi_squared(problem, draws.mean(dim=0)),
         record,
@@ -142,6 +145,33 @@ def reconstruct(
         metrics.chi_squared(problem, draws),
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
     )
+    return _with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
+
+
+def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
+    """Under which conditions a reconstruction was made."""
+    prior = result.settings.get("prior") or {}
+    noise = torch.as_tensor(problem.noise_std, dtype=torch.float64).mean() / problem.y.double().abs().mean()
+    return Conditions(
+        operator=type(problem.A).__name__,
+        method=result.settings["method"],
+        samples=len(result.samples),
+        prior=prior.get("sha256", ""),
+        n_views=problem.A.out_shape[0],
+        relative_noise=float(f"{float(noise):.3g}"),
+    )
+
+
+def _with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Calibration]) -> Reconstruction:
+    """The reconstruction with half the width of its calibrated intervals, where a calibration holds for it."""
+    if result.std is None or result.mu_water_per_mm is None:
+        return result
+    found = find(known, conditions_of(problem, result))
+    if found is None:
+        return result
+    half_width = found.half_width(result.std, result.mu_water_per_mm)
+    settings = result.settings | {"calibration": dataclasses.asdict(found)}
+    return dataclasses.replace(result, half_width=half_width, settings=settings)
 
 
 def _measured(problem: Problem, mean: Tensor, mu_water_per_mm: float) -> Tensor:

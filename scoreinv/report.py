@@ -48,6 +48,17 @@ def judgement(r: Reconstruction) -> str:
     if r.chi2_samples is not None and r.settings.get("noise_std") != 0 and len(r.samples) > 1:
         chi2 = float(r.chi2_samples.mean())
         lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, math.prod(r.settings.get('data_shape', [1])))}")
+    if r.half_width is not None and r.mu_water_per_mm is not None:
+        c = r.settings["calibration"]
+        width = 1000 * float(r.half_width.median()) / r.mu_water_per_mm
+        lines.append(
+            f"interval: mean ± {width:.0f} HU (median) holds {c['level']:.0%} of the tissue, calibrated on {c['patients']} patients "
+            f"({c['coverage_after']:.0%} of those left out; {c['coverage_before']:.0%} by the draws alone)"
+        )
+    elif r.std is not None:
+        lines.append(
+            "interval: not calibrated for such scans, the draws' spread may be too small; see `scoreinv calibrate`"
+        )
     if r.measured is not None:
         share = trust.support_map(r.measured, r.mean)
         lines.append(

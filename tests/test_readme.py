@@ -34,7 +34,8 @@ def test_commands_parse() -> None:
         for line in block.splitlines()
         if line.startswith("scoreinv")
     ]
-    assert {c[0] for c in commands} == {"simulate", "reconstruct", "info", "list", "train"}
+    shown = {"simulate", "reconstruct", "train", "sample", "calibrate", "verify", "info", "list"}
+    assert {c[0] for c in commands} == shown
     for command in commands:
         parser().parse_args(command)
 

@@ -38,6 +38,8 @@ class Reconstruction:
         chi2_samples: the same misfit of every sample, (M,) or (M, slices); for draws from the posterior 1 is right.
         measured: (*slices, H, W) [1/mm], the part of the mean that the data determine (`scoreinv.trust`); the rest comes
             from the prior. None where no prior was used.
+        half_width: (*slices, H, W) [1/mm]: mean ± half_width is an interval that was calibrated (settings["calibration"] says
+            how, and its level). None where no calibration holds.
         versions: of the software that made it.
     """
 
@@ -51,6 +53,7 @@ class Reconstruction:
     fbp: Tensor | None = None
     chi2_samples: Tensor | None = None
     measured: Tensor | None = None
+    half_width: Tensor | None = None
     versions: dict[str, str] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
@@ -59,7 +62,7 @@ class Reconstruction:
             raise ValueError(
                 f"Reconstruction: samples should be (M, *slices, H, W) with M >= 1, got {tuple(self.samples.shape)}"
             )
-        for name in ("truth", "fbp", "measured"):
+        for name in ("truth", "fbp", "measured", "half_width"):
             image = getattr(self, name)
             if image is not None and tuple(image.shape) != shape:
                 raise ValueError(
@@ -100,7 +103,7 @@ def write_reconstruction(path: str | os.PathLike[str], r: Reconstruction) -> Non
     }
     images = {
         "samples": r.samples, "mean": r.mean, "std": r.std, "mean_hu": r.mean_hu, "truth": r.truth, "fbp": r.fbp,
-        "measured": r.measured,
+        "measured": r.measured, "half_width": r.half_width,
     }  # fmt: skip
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({k: v for k, v in attributes.items() if v is not None})
@@ -121,8 +124,8 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
     """
     with hdf5.reading(path) as file:
         hdf5.check_format(file, FORMAT)
-        names = ("samples", "chi2", "truth", "fbp", "chi2_samples", "measured")
-        samples, chi2, truth, fbp, chi2_samples, measured = (_tensor(hdf5.numbers(file, name)) for name in names)
+        names = ("samples", "chi2", "truth", "fbp", "chi2_samples", "measured", "half_width")
+        samples, chi2, truth, fbp, *trust = (_tensor(hdf5.numbers(file, name)) for name in names)
         if samples is None:
             raise ValueError(f"{path}: has no dataset samples (M, *slices, H, W)")
         seed = file.attrs.get("seed")
@@ -135,9 +138,8 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
             hdf5.number(file, "mu_water_per_mm"),
             truth,
             fbp,
-            chi2_samples,
-            measured,
-            hdf5.json_object(file, "versions") or {},
+            *trust,
+            versions=hdf5.json_object(file, "versions") or {},
         )
 
 

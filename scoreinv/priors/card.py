@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-HIDDEN = ("format", "sha256", "versions", "network", "training", "history", "data", "validation_psnr_db")
+OWN_PLACE = ("format", "sha256", "description")
 
 
 def markdown(name: str, card: Mapping[str, Any]) -> str:
-    """A card as Markdown, with whatever of the usual parts it holds.
+    """A card as Markdown, with whatever of the usual parts it holds in the usual form.
 
     Args:
         name: of the prior.
@@ -18,10 +18,16 @@ def markdown(name: str, card: Mapping[str, Any]) -> str:
     lines = [f"# {name}", ""]
     if "description" in card:
         lines += [str(card["description"]), ""]
-    lines += [f"- {_words(k)}: {v}" for k, v in card.items() if k not in HIDDEN and k != "description" and _plain(v)]
-    lines += ["", *_network(card), *_data(card.get("data", {})), *_quality(card), *_history(card.get("history", []))]
-    lines += [f"- {_words(k)}: {v}" for k, v in card.get("versions", {}).items()]
+    lines += [f"- {_words(k)}: {v}" for k, v in card.items() if k not in OWN_PLACE and _plain(v)]
+    lines += ["", *_network(_mapping(card, "network")), *_data(_mapping(card, "data")), *_quality(card), *_history(card)]
+    lines += [f"- {_words(k)}: {v}" for k, v in _mapping(card, "versions").items()]
     return "\n".join([*lines, "", f"SHA-256 of the weights: `{card.get('sha256', 'unknown')}`", ""])
+
+
+def _mapping(card: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part that should be a mapping; cards that others filled in may hold anything."""
+    found = card.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _words(key: str) -> str:
@@ -40,8 +46,7 @@ def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
     return [_row(*head), _row(*["---"] * len(head)), *(_row(*row) for row in rows), ""]
 
 
-def _network(card: Mapping[str, Any]) -> list[str]:
-    values = card.get("network", {})
+def _network(values: Mapping[str, Any]) -> list[str]:
     return ["## Network", "", *_table(["setting", "value"], [[_words(k), v] for k, v in values.items()])]
 
 
@@ -60,7 +65,7 @@ def _data(data: Mapping[str, Any]) -> list[str]:
 
 
 def _quality(card: Mapping[str, Any]) -> list[str]:
-    psnr = card.get("validation_psnr_db", {})
+    psnr = {k: v for k, v in _mapping(card, "validation_psnr_db").items() if isinstance(v, int | float)}
     if not psnr:
         return []
     convention = str(card.get("validation_psnr_convention", ""))
@@ -68,9 +73,10 @@ def _quality(card: Mapping[str, Any]) -> list[str]:
     return ["## Denoising of validation slices", "", convention, "", *cells]
 
 
-def _history(history: list[Mapping[str, Any]]) -> list[str]:
+def _history(card: Mapping[str, Any]) -> list[str]:
     """One row for each slice of training, and the settings that differ between them."""
-    if not history:
+    history = card.get("history")
+    if not isinstance(history, list) or not history:
         return []
     settings = [h.get("training", {}) for h in history]
     changing = [k for k in settings[0] if any(s.get(k) != settings[0][k] for s in settings)]

@@ -292,7 +292,7 @@ class Trainer:
         for i, name in enumerate(self.parameters):
             keys = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             if keys["step"] in tensors:
-                state[i] = {key: tensors[stored] for key, stored in keys.items()}
+                state[i] = {key: _laid_out(tensors[stored], self.parameters[name]) for key, stored in keys.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.seconds, self.mean_loss = facts["step"], facts["seconds"], facts["mean_loss"]
@@ -303,6 +303,11 @@ class Trainer:
         if not images:
             return self.averages[0]
         return max(self.averages, key=lambda average: sum(denoising_psnr(average, images)))
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor in the memory layout of its parameter: the fused optimiser pairs them byte by byte."""
+    return tensor if tensor.ndim < parameter.ndim else torch.empty_like(parameter).copy_(tensor)
 
 
 def train(

@@ -1,74 +1,15 @@
-"""The command line: parse, call the library, print. Angles are in degrees here, in radians in the library."""
+"""Commands on scans: `demo`, `simulate`, `reconstruct`, `info`, `list`."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = """examples:
-  scoreinv demo
-  scoreinv simulate slice.dcm --operator parallel_beam_ct --views 23 --noise 0.005 --out scan.h5
-  scoreinv reconstruct scan.h5 --samples 8 --picture recon.png
-  scoreinv reconstruct synchrotron.h5 --detector-mm 0.0065 --binning 2
-  scoreinv train images.h5 --validation others.h5 --out runs/first --hours 2
-"""
+from scoreinv.cli.device import check_device
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    try:
-        arguments = parser().parse_args(argv)
-        warnings.showwarning = _warn  # type: ignore[assignment]
-        from scoreinv import progress
-
-        with progress.quiet() if arguments.quiet else contextlib.nullcontext():
-            arguments.run(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"scoreinv: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("scoreinv: interrupted; no file is left half-written", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
-
-
-def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    if not issubclass(category, (DeprecationWarning, FutureWarning)):
-        print(f"scoreinv: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    top = argparse.ArgumentParser(
-        prog="scoreinv", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Medical-imaging inverse problems with score-based priors: from a projection file to a reconstruction.",
-    )  # fmt: skip
-    top.add_argument("--version", action="version", version=_version())
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_simulate, _add_reconstruct, _add_train, _add_sample, _add_verify, _add_info, _add_list):
-        command = add(commands)
-        command.add_argument("--quiet", action="store_true", help="no progress bars, results only")
-    return top
-
-
-def _version() -> str:
-    from scoreinv.files.versions import package_version
-
-    return f"scoreinv {package_version()}"
-
-
-def _add_demo(commands: Any) -> argparse.ArgumentParser:
+def add_demo(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "demo", help="simulate 23 views of a real CT slice and reconstruct it",
         description="Takes the CT slice that ships with pydicom, simulates 23 noisy views of it, reconstructs it with the score "
@@ -90,7 +31,7 @@ def _demo(a: argparse.Namespace) -> None:
     print(demo(a.out, n_views=a.views, samples=a.samples, seed=a.seed))
 
 
-def _add_simulate(commands: Any) -> argparse.ArgumentParser:
+def add_simulate(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "simulate", help="make a scan file from an image", description="Makes a scan file, truth included, from an image: DICOM, NIfTI, "
         "HDF5, PNG, TIFF or .npy in Hounsfield units (a colour picture for operators on colour).",
@@ -150,7 +91,7 @@ def _simulate(a: argparse.Namespace) -> None:
     print(f"{a.out}: data {tuple(scan.problem.y.shape)} of {a.operator}")
 
 
-def _add_reconstruct(commands: Any) -> argparse.ArgumentParser:
+def add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "reconstruct", help="reconstruct a scan file",
         description="Reconstructs a scan (scoreinv's own HDF5, or DXchange) and writes mean, standard deviation, draws, the fit to "
@@ -174,6 +115,9 @@ def _add_reconstruct(commands: Any) -> argparse.ArgumentParser:
         "--noise-std", type=float, metavar="S", help="standard deviation of the data's noise, instead of the file's"
     )
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of the method")
+    p.add_argument(
+        "--calibration", type=Path, metavar="FILE.json", help="of `scoreinv calibrate`, instead of the shipped ones"
+    )
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     d = p.add_argument_group("DXchange files")
     d.add_argument("--row", type=int, help="detector row to reconstruct (the middle one)")
@@ -189,6 +133,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
     import dataclasses
 
     from scoreinv import configure, plugins
+    from scoreinv.calibration import read_calibrations
     from scoreinv.files.dxchange import read_any_scan
     from scoreinv.files.reconstruction import check_writable, write_reconstruction
     from scoreinv.reconstruction import reconstruct
@@ -201,7 +146,8 @@ def _reconstruct(a: argparse.Namespace) -> None:
         check_writable(path)
     if a.method:
         plugins.get("methods", a.method)
-    _check_device(a.device)
+    check_device(a.device)
+    calibrations = read_calibrations(a.calibration)
     views = None if a.every is None else slice(None, None, a.every)
     scan = read_any_scan(a.scan, row=a.row, centre=a.centre, detector_mm=a.detector_mm, binning=a.binning, views=views)
     if a.noise_std is not None:
@@ -216,6 +162,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
         prior=a.prior,
         settings=configure.parse_settings(a.set),
         device=a.device,
+        calibrations=calibrations,
     )
     write_reconstruction(out, result)
     print(f"{out}: {summary(result)}")
@@ -226,135 +173,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
         print(a.picture)
 
 
-def _check_device(device: str) -> None:
-    import torch
-
-    known = ["cpu", "cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
-    if device not in known:
-        raise ValueError(f"--device {device!r}: expected one of {', '.join(known)}")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: this torch {torch.__version__} finds no CUDA device; use --device cpu")
-
-
-def _add_train(commands: Any) -> argparse.ArgumentParser:
-    p: argparse.ArgumentParser = commands.add_parser(
-        "train", help="train a score prior", description="Trains a prior on CT images in Hounsfield units (HDF5 with `hu` and `patient`, "
-        "DICOM series, NIfTI). A run goes on where the last one in the same folder stopped, also after kill -9.",
-    )  # fmt: skip
-    p.add_argument("data", nargs="+", type=Path, help="files or folders of training images")
-    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished prior")
-    p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
-    p.add_argument(
-        "--start", metavar="NAME", help="begin with the weights of this prior: a shipped one or a .safetensors file"
-    )
-    p.add_argument("--steps", type=int, help="length of the schedule (20000)")
-    p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
-    p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
-    p.add_argument(
-        "--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)"
-    )
-    p.add_argument(
-        "--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)"
-    )
-    p.add_argument("--compile", action="store_true", help="torch.compile the network")
-    p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="other training settings: batch_size, crop, lr, ema ...",
-    )
-    p.add_argument(
-        "--network",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="network settings: widths=[32,64], attention=[1] ...",
-    )
-    p.set_defaults(run=_train)
-    return p
-
-
-def _train(a: argparse.Namespace) -> None:
-    from scoreinv import configure
-    from scoreinv.priors.parallel import is_main
-    from scoreinv.priors.run import train_prior
-
-    _check_device(a.device)
-    settings: dict[str, Any] = {"seed": a.seed, "bfloat16": a.bfloat16, "compile": a.compile}
-    if a.steps is not None:
-        settings["steps"] = a.steps
-    settings |= configure.parse_settings(a.set)
-    prior = train_prior(
-        a.data, a.out, validation=a.validation, start=a.start, training=settings, network=configure.parse_settings(a.network), hours=a.hours,
-        checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
-    )  # fmt: skip
-    if is_main():
-        print(prior)
-
-
-def _add_sample(commands: Any) -> argparse.ArgumentParser:
-    p: argparse.ArgumentParser = commands.add_parser(
-        "sample",
-        help="draw images from a prior",
-        description="Draws images from a prior into a contact sheet: does it know anatomy, or texture only? With --training each "
-        "stands above the training image most like it: does it make up images, or remember them?",
-    )
-    p.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="picture to write")
-    p.add_argument(
-        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
-    )
-    p.add_argument("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
-    p.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of an image (%(default)s)")
-    p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm] to draw images for")
-    p.add_argument("--training", nargs="+", type=Path, default=[], metavar="FILE", help="images it was trained on")
-    p.add_argument("--validation", nargs="+", type=Path, default=[], metavar="FILE", help="images of other patients")
-    p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    p.set_defaults(run=_sample)
-    return p
-
-
-def _sample(a: argparse.Namespace) -> None:
-    from scoreinv.files.reconstruction import check_writable
-    from scoreinv.prior_samples import sample_prior
-
-    _check_device(a.device)
-    check_writable(a.out)
-    print(
-        sample_prior(
-            a.out, prior=a.prior, n=a.samples, side=a.side, pixel_mm=a.pixel_mm, training=a.training,
-            validation=a.validation, seed=a.seed, device=a.device,
-        )
-    )  # fmt: skip
-
-
-def _add_verify(commands: Any) -> argparse.ArgumentParser:
-    p: argparse.ArgumentParser = commands.add_parser(
-        "verify",
-        help="hold the posterior methods against exact posteriors",
-        description="Runs posterior methods on problems whose posterior is known in closed form and writes the table of their errors "
-        "(verification.csv, .md and .png). Rows that are there are not computed again.",
-    )
-    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the table is")
-    p.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="these alone (all)")
-    p.add_argument("--cases", nargs="+", default=[], metavar="NAME", help="these alone (all)")
-    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    p.set_defaults(run=_verify)
-    return p
-
-
-def _verify(a: argparse.Namespace) -> None:
-    from scoreinv.verification.table import verification_table
-
-    a.out.mkdir(parents=True, exist_ok=True)
-    for path in verification_table(a.out, methods=a.methods, only=a.cases, seed=a.seed):
-        print(path)
-
-
-def _add_info(commands: Any) -> argparse.ArgumentParser:
+def add_info(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "info",
         help="say what a file holds",
@@ -371,7 +190,7 @@ def _info(a: argparse.Namespace) -> None:
     print(describe_file(a.file))
 
 
-def _add_list(commands: Any) -> argparse.ArgumentParser:
+def add_list(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "list",
         help="list operators, methods and priors",

@@ -1,0 +1,73 @@
+"""Measure a calibration on patients whose images are known: what `scoreinv calibrate` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoreinv.calibration import Calibration, Case, calibrated, conformal_factor
+from scoreinv.configure import operator_for_image
+from scoreinv.files.images import read_image_set
+from scoreinv.files.scan import Scan
+from scoreinv.problem import simulate
+from scoreinv.progress import track
+from scoreinv.reconstruction import conditions_of, reconstruct
+from scoreinv.units import hu_from_mu, mu_from_hu
+
+
+def calibrate(
+    images: Sequence[Path],
+    operator: str,
+    arguments: Mapping[str, Any],
+    *,
+    relative_noise: float,
+    level: float = 0.9,
+    method: str = "proximal",
+    samples: int | None = None,
+    prior: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Calibration:
+    """Simulate and reconstruct the middle slice of every patient, and find the factor that makes intervals hold.
+
+    Args:
+        images: CT images [HU] with patients and pixel sizes, none of which the prior was trained on.
+        operator: registered name.
+        arguments: see `configure.operator_for_image`.
+        relative_noise: standard deviation of the noise over the mean of the data.
+        level: of the intervals.
+        method: that draws.
+        samples: draws an image, by default the method's own number.
+        prior: by default the shipped one.
+        settings: of the method.
+        seed: patient k gets seed + k.
+        device: where to compute.
+
+    Raises:
+        ValueError: too few patients for the level, images without pixel size, or a method without draws.
+    """
+    data = read_image_set(images)
+    chosen = data.one_per_patient()
+    conformal_factor([torch.zeros(1)] * max(len(chosen) - 1, 0), level)  # enough patients? before hours of work
+    cases, conditions = [], None
+    for k, i in enumerate(track(chosen, "calibrate", len(chosen))):
+        hu, side = torch.from_numpy(data.images[i]).float(), data.side_mm(i)
+        if not side > 0:
+            raise ValueError(f"patient {data.patients[i]}: the side of a pixel is unknown; add pixel_mm to the file")
+        A = operator_for_image(operator, tuple(hu.shape), side, arguments)
+        rng = torch.Generator().manual_seed(seed + k)
+        scan = Scan(simulate(A, mu_from_hu(hu), rng, relative_noise=relative_noise))
+        result = reconstruct(
+            scan, method, samples=samples, seed=seed + k, prior=prior, settings=settings, device=device, calibrations=()
+        )
+        if result.std is None or result.mean_hu is None:
+            raise ValueError(f"method {method!r} gives one image without uncertainty; there is nothing to calibrate")
+        std_hu = 1000 * result.std / scan.mu_water_per_mm
+        cases.append(Case(result.mean_hu, std_hu, hu_from_mu(mu_from_hu(hu))))
+        conditions = conditions or conditions_of(scan.problem, result)
+    assert conditions is not None
+    return calibrated(cases, conditions, level)

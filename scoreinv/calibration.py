@@ -1,0 +1,187 @@
+"""Intervals that hold: measure how wrong reconstructions of known images are, and widen the draws' spread to match.
+
+For an image with mean m and standard deviation s of its draws, pixel by pixel, the interval is
+
+    m ± q √(s² + s₀²)                                                                                             (1)
+
+with s₀ a few HU, so that pixels on which all draws agree still have a width. With R_i(q) the share of the tissue of patient i (pixels
+above -900 HU in m) that lies outside, q is the smallest number for which
+
+    (Σ_i R_i(q) + 1) / (n + 1) <= 1 − level                                                                       (2)
+
+Then for a new patient, exchangeable with those n, the share outside is at most 1 − level on average (conformal risk control:
+Angelopoulos, Bates, Fisch, Lei, Schuster 2024, arXiv:2208.02814, theorem 1). It holds for scans like those that it was measured
+on: the same method and prior, about as many views, about as much noise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreinv.files.atomic import replacing
+
+FLOOR_HU = 5.0
+TISSUE_HU = -900.0
+SIMILAR = 1.5
+"""Ratio of numbers of views, and of noise levels, up to which scans count as alike."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must be alike for a calibration to hold.
+
+    Attributes:
+        operator: name of its class.
+        method: registered name.
+        samples: draws an image.
+        prior: checksum of the prior's weights.
+        n_views: of the scan (its first data dimension).
+        relative_noise: standard deviation of the noise over the mean of the data.
+    """
+
+    operator: str
+    method: str
+    samples: int
+    prior: str
+    n_views: int
+    relative_noise: float
+
+    def cover(self, other: Conditions) -> bool:
+        """Whether a calibration under these conditions holds under the others."""
+        same = ("operator", "method", "samples", "prior")
+        if any(getattr(self, k) != getattr(other, k) for k in same):
+            return False
+        noise = max(self.relative_noise, 1e-6) / max(other.relative_noise, 1e-6)
+        ratios = (self.n_views / max(other.n_views, 1), noise)
+        return all(1 / SIMILAR <= ratio <= SIMILAR for ratio in ratios)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A measured factor q of eq. (1), and how it was measured.
+
+    Attributes:
+        conditions: under which it holds.
+        level: of the interval.
+        factor: q.
+        floor_hu: s₀ [HU].
+        patients: how many.
+        coverage_before: share of the tissue inside m ± z s with z of the normal law: what the draws claim by themselves.
+        coverage_after: mean share inside eq. (1), each patient with the q of the others.
+        coverage_least: of the worst patient.
+    """
+
+    conditions: Conditions
+    level: float
+    factor: float
+    floor_hu: float
+    patients: int
+    coverage_before: float
+    coverage_after: float
+    coverage_least: float
+
+    def half_width(self, std: Tensor, mu_water_per_mm: float) -> Tensor:
+        """Half the width of the interval, in the unit of std [1/mm]."""
+        floor = self.floor_hu / 1000 * mu_water_per_mm
+        return self.factor * (std**2 + floor**2).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One patient: mean, standard deviation and truth, (H, W) [HU]."""
+
+    mean: Tensor
+    std: Tensor
+    truth: Tensor
+
+    def scores(self) -> Tensor:
+        """|error| / √(s² + s₀²) of the tissue, sorted: q covers those below it."""
+        tissue = self.mean > TISSUE_HU
+        score = (self.mean - self.truth).abs() / (self.std**2 + FLOOR_HU**2).sqrt()
+        return score[tissue].sort().values
+
+
+def conformal_factor(scores: Sequence[Tensor], level: float) -> float:
+    """The smallest q of eq. (2).
+
+    Args:
+        scores: of each patient, sorted.
+        level: in (0, 1).
+
+    Raises:
+        ValueError: too few patients: even with nothing outside, (2) asks for 1 / (n + 1) <= 1 − level.
+    """
+    n, alpha = len(scores), 1 - level
+    needed = math.ceil(1 / alpha - 1e-9) - 1
+    if n < needed:
+        raise ValueError(f"a level of {level} needs at least {needed} patients, got {n}")
+
+    def outside(q: float) -> float:
+        return sum(1 - float(torch.searchsorted(s, q, right=True)) / max(len(s), 1) for s in scores)
+
+    low, high = 0.0, max(float(s[-1]) for s in scores if len(s))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (outside(middle) + 1) / (n + 1) <= alpha + 1e-9 else (middle, high)
+    return high
+
+
+def calibrated(cases: Sequence[Case], conditions: Conditions, level: float) -> Calibration:
+    """The calibration that these patients give, with the coverage that it has on each when it is left out.
+
+    Raises:
+        ValueError: too few patients for the level, one of them left out.
+    """
+    scores = [case.scores() for case in cases]
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
+    before = [_share((c.mean - c.truth).abs() <= z * c.std, c.mean > TISSUE_HU) for c in cases]
+    after = []
+    for k, own in enumerate(scores):
+        q = conformal_factor(scores[:k] + scores[k + 1 :], level)
+        after.append(float((own <= q).double().mean()))
+    return Calibration(
+        conditions, level, conformal_factor(scores, level), FLOOR_HU, len(cases),
+        sum(before) / len(before), sum(after) / len(after), min(after),
+    )  # fmt: skip
+
+
+def _share(inside: Tensor, where: Tensor) -> float:
+    return float(inside[where].double().mean())
+
+
+def write_calibrations(path: Path, calibrations: Iterable[Calibration]) -> None:
+    """Write a JSON file of calibrations, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps([asdict(c) for c in calibrations], indent=2) + "\n", encoding="utf-8")
+
+
+def read_calibrations(path: Path | None = None) -> list[Calibration]:
+    """Those of a file, or the ones that ship.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
+    source = path or Path(str(files("scoreinv").joinpath("calibrations.json")))
+    try:
+        return [_from_dict(entry) for entry in json.loads(source.read_text(encoding="utf-8"))]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{source}: holds no calibrations ({error}); make them with `scoreinv calibrate`") from error
+
+
+def _from_dict(entry: dict[str, Any]) -> Calibration:
+    return Calibration(**{**entry, "conditions": Conditions(**entry["conditions"])})
+
+
+def find(calibrations: Sequence[Calibration], conditions: Conditions) -> Calibration | None:
+    """The first that holds under the conditions, None where none does."""
+    return next((c for c in calibrations if c.conditions.cover(conditions)), None)

@@ -1,0 +1,104 @@
+"""Commands on priors: `train`, `sample`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from scoreinv.cli.device import check_device
+
+
+def add_train(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "train", help="train a score prior", description="Trains a prior on CT images in Hounsfield units (HDF5 with `hu` and `patient`, "
+        "DICOM series, NIfTI). A run goes on where the last one in the same folder stopped, also after kill -9.",
+    )  # fmt: skip
+    p.add_argument("data", nargs="+", type=Path, help="files or folders of training images")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished prior")
+    p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
+    p.add_argument(
+        "--start", metavar="NAME", help="begin with the weights of this prior: a shipped one or a .safetensors file"
+    )
+    p.add_argument("--steps", type=int, help="length of the schedule (20000)")
+    p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
+    p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
+    p.add_argument(
+        "--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)"
+    )
+    p.add_argument(
+        "--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)"
+    )
+    p.add_argument("--compile", action="store_true", help="torch.compile the network")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other training settings: batch_size, crop, lr, ema ...",
+    )
+    p.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="network settings: widths=[32,64], attention=[1] ...",
+    )
+    p.set_defaults(run=_train)
+    return p
+
+
+def _train(a: argparse.Namespace) -> None:
+    from scoreinv import configure
+    from scoreinv.priors.parallel import is_main
+    from scoreinv.priors.run import train_prior
+
+    check_device(a.device)
+    settings: dict[str, Any] = {"seed": a.seed, "bfloat16": a.bfloat16, "compile": a.compile}
+    if a.steps is not None:
+        settings["steps"] = a.steps
+    settings |= configure.parse_settings(a.set)
+    prior = train_prior(
+        a.data, a.out, validation=a.validation, start=a.start, training=settings, network=configure.parse_settings(a.network), hours=a.hours,
+        checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
+    )  # fmt: skip
+    if is_main():
+        print(prior)
+
+
+def add_sample(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "sample",
+        help="draw images from a prior",
+        description="Draws images from a prior into a contact sheet: does it know anatomy, or texture only? With --training each "
+        "stands above the training image most like it: does it make up images, or remember them?",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="picture to write")
+    p.add_argument(
+        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
+    )
+    p.add_argument("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
+    p.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of an image (%(default)s)")
+    p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm] to draw images for")
+    p.add_argument("--training", nargs="+", type=Path, default=[], metavar="FILE", help="images it was trained on")
+    p.add_argument("--validation", nargs="+", type=Path, default=[], metavar="FILE", help="images of other patients")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    p.set_defaults(run=_sample)
+    return p
+
+
+def _sample(a: argparse.Namespace) -> None:
+    from scoreinv.files.reconstruction import check_writable
+    from scoreinv.prior_samples import sample_prior
+
+    check_device(a.device)
+    check_writable(a.out)
+    print(
+        sample_prior(
+            a.out, prior=a.prior, n=a.samples, side=a.side, pixel_mm=a.pixel_mm, training=a.training,
+            validation=a.validation, seed=a.seed, device=a.device,
+        )
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""Calibrated intervals: the factor is the smallest that holds, it holds for new patients, and it is used where it applies."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from scoreinv.calibrate import calibrate
+from scoreinv.calibration import (
+    FLOOR_HU,
+    Calibration,
+    Case,
+    Conditions,
+    calibrated,
+    conformal_factor,
+    find,
+    read_calibrations,
+    write_calibrations,
+)
+
+CONDITIONS = Conditions("ParallelBeamCT", "proximal", 4, "abc", 23, 0.005)
+
+
+def patients(n: int, seed: int, too_narrow: float = 3.0) -> list[Case]:
+    """Patients whose errors are normal with `too_narrow` times the standard deviation that the draws claim."""
+    rng = torch.Generator().manual_seed(seed)
+    cases = []
+    for _ in range(n):
+        std = 20 + 30 * torch.rand(40, 40, generator=rng)
+        severity = 0.8 + 0.4 * torch.rand((), generator=rng)
+        error = too_narrow * severity * (std**2 + FLOOR_HU**2).sqrt() * torch.randn(40, 40, generator=rng)
+        mean = torch.zeros(40, 40)
+        mean[:10] = -1000  # air, where nothing is asked
+        cases.append(Case(mean, std, mean + error))
+    return cases
+
+
+def test_the_factor_is_the_smallest_that_satisfies_the_bound() -> None:
+    scores = [case.scores() for case in patients(14, 0)]
+    q = conformal_factor(scores, 0.9)
+
+    def bound(q: float) -> float:
+        return (sum(float((s > q).double().mean()) for s in scores) + 1) / 15
+
+    assert bound(q) <= 0.1 + 1e-6 < bound(0.999 * q)
+
+
+def test_coverage_of_new_patients_is_at_least_the_level() -> None:
+    """On average over patients that took no part; and the factor undoes that the draws are three times too narrow."""
+    found = calibrated(patients(30, 0), CONDITIONS, 0.9)
+    covered = [float((case.scores() <= found.factor).double().mean()) for case in patients(300, 1)]
+    assert sum(covered) / len(covered) >= 0.9
+    assert found.coverage_before == pytest.approx(math.erf(1.645 / 3 / math.sqrt(2)), abs=0.05)
+    assert 3 * 1.5 < found.factor < 3 * 2.6 and found.coverage_after >= 0.9 >= found.coverage_before
+    assert found.coverage_least <= found.coverage_after
+
+
+def test_too_few_patients() -> None:
+    with pytest.raises(ValueError, match=r"a level of 0\.9 needs at least 9 patients, got 8"):
+        conformal_factor([torch.ones(3)] * 8, 0.9)
+    with pytest.raises(ValueError, match="at least 9 patients, got 8"):
+        calibrated(patients(9, 0), CONDITIONS, 0.9)  # one is left out in turn
+
+
+def test_half_width_is_the_formula() -> None:
+    c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
+    std = torch.tensor([0.0, 0.0193 * 0.012])
+    torch.testing.assert_close(c.half_width(std, 0.0193), 2 * 0.0193 * torch.tensor([0.005, 0.013]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [({}, True), ({"n_views": 30}, True), ({"n_views": 60}, False), ({"relative_noise": 0.0}, False), ({"samples": 8}, False),
+     ({"relative_noise": 0.007}, True), ({"operator": "FanBeamCT"}, False), ({"prior": "def"}, False), ({"method": "dds"}, False)],
+)  # fmt: skip
+def test_a_calibration_is_for_scans_alike(changes: dict[str, object], holds: bool) -> None:
+    c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
+    asked = dataclasses.replace(CONDITIONS, **changes)  # type: ignore[arg-type]
+    assert find([c], asked) == (c if holds else None)
+
+
+def test_files_of_calibrations(tmp_path: Path) -> None:
+    c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
+    write_calibrations(tmp_path / "c.json", [c])
+    assert read_calibrations(tmp_path / "c.json") == [c]
+    (tmp_path / "bad.json").write_text('[{"factor": 2}]')
+    with pytest.raises(ValueError, match=r"bad\.json: holds no calibrations"):
+        read_calibrations(tmp_path / "bad.json")
+    assert isinstance(read_calibrations(), list)
+
+
+def test_from_patients_to_intervals(tmp_path: Path) -> None:
+    """The whole way on small images: calibrate, then reconstruct a scan that the calibration holds for, and one that not."""
+    from scoreinv.cli import main
+    from scoreinv.files.reconstruction import read_reconstruction
+
+    rng = np.random.default_rng(0)
+    hu = rng.normal(0, 100, (10, 4, 4)).repeat(8, axis=1).repeat(8, axis=2).astype(np.int16)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["hu"], file["patient"], file["pixel_mm"] = hu, [f"p{k}" for k in range(10)], np.full(10, 2.0)
+    short = {"n_levels": 2, "draw_levels": 1}
+    found = calibrate([tmp_path / "v.h5"], "parallel_beam_ct", {"n_views": 12}, relative_noise=0.01, settings=short)
+    assert found.patients == 10 and found.factor > 0 and found.conditions.n_views == 12
+    write_calibrations(tmp_path / "c.json", [found])
+    np.save(tmp_path / "x.npy", hu[0])
+    for views, holds in ((12, True), (40, False)):
+        scan = str(tmp_path / f"{views}.h5")
+        simulate = ["simulate", str(tmp_path / "x.npy"), "--pixel-mm", "2", "--noise", "0.01", "--views", str(views)]
+        assert main([*simulate, "--out", scan]) == 0
+        sets = ["--set", "n_levels=2", "--set", "draw_levels=1", "--calibration", str(tmp_path / "c.json")]
+        assert main(["reconstruct", scan, *sets, "--out", str(tmp_path / "r.h5")]) == 0
+        result = read_reconstruction(tmp_path / "r.h5")
+        assert (result.half_width is not None) == holds
+        if holds:
+            std, width = torch.as_tensor(result.std), torch.as_tensor(result.half_width)
+            torch.testing.assert_close(width, found.half_width(std, 0.0193), rtol=1e-3, atol=1e-7)
+            assert result.settings["calibration"]["factor"] == pytest.approx(found.factor)
