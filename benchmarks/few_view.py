@@ -41,7 +41,7 @@ METHODS: dict[str, dict[str, object]] = {
     "fista_wavelet": {},
     REFERENCE: {},
     "song_faithful": {"n_levels": 100, "snr": 0.246, "lam": 1.0},
-    "song_exact": {"n_levels": 100, "snr": 0.4, "lam": 0.7},
+    "song_exact": {"n_levels": 100, "snr": 0.5, "lam": 0.7},
     DEFAULT: {},
 }
 FIELDS = ("patient", "relative_noise", "method", "weights", "psnr", "ssim", "chi2", "evaluations", "seconds")
