@@ -38,6 +38,11 @@ def _plain(value: Any) -> bool:
     return isinstance(value, str | int | float)
 
 
+def _as_list(value: Any) -> Any:
+    """Tuples come back from JSON as lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _row(*cells: Any) -> str:
     return "| " + " | ".join(str(c) for c in cells) + " |"
 
@@ -78,7 +83,7 @@ def _history(card: Mapping[str, Any]) -> list[str]:
     history = card.get("history")
     if not isinstance(history, list) or not history:
         return []
-    settings = [h.get("training", {}) for h in history]
+    settings = [{k: _as_list(v) for k, v in h.get("training", {}).items()} for h in history]
     changing = [k for k in settings[0] if any(s.get(k) != settings[0][k] for s in settings)]
     common = ", ".join(f"{k} {v}" for k, v in settings[0].items() if k not in changing)
     head = ["slice", "steps", "hours", "processes", "started from", *changing]
