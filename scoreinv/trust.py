@@ -44,8 +44,8 @@ def verdict(chi2: float, n_data: int) -> str:
         )
     if chi2 < 1 - slack:
         return (
-            "over-fitted: the images follow the noise of the measurements more closely than the true image would "
-            "(is the stated noise too large?)"
+            "over-fitted: the images follow the noise of the measurements more closely than the true image would, and their "
+            "spread says too little (is the stated noise too large?)"
         )
     return "consistent: the images explain the measurements down to the noise"
 

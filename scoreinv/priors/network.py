@@ -49,9 +49,9 @@ class UNetConfig:
     """
 
     channels: int = 1
-    widths: tuple[int, ...] = (64, 96, 128, 192)
+    widths: tuple[int, ...] = (96, 128, 160, 192)
     blocks: int = 1
-    block: str = "residual"
+    block: str = "plain"
     unshuffle: int = 2
     attention: tuple[int, ...] = (3,)
     embedding: int = 256

@@ -67,12 +67,12 @@ class TrainConfig:
     whole: int = 256
     whole_fraction: float = 0.15
     zoom: float = 0.2
-    lr: float = 1e-3
-    warmup: int = 200
+    lr: float = 5e-4
+    warmup: int = 300
     decay: str = "cosine"
     lr_reference: int = 10_000
     ema: tuple[float, ...] = (0.999, 0.9997)
-    clip: float = 1.0
+    clip: float = 0.5
     p_mean: float = -1.4
     p_std: float = 1.5
     weighting: str = "edm"
