@@ -51,7 +51,9 @@ def test_round_trip(model: EDMDenoiser, tmp_path: Path, half: bool, tolerance: f
     x = torch.randn(1, 1, 8, 8, generator=rng)
     sigma = torch.tensor(0.3)
     torch.testing.assert_close(again(x, sigma), model(x, sigma).detach(), atol=5e-3 if half else 0, rtol=0)
-    assert {p.name for p in tmp_path.iterdir()} == {f"prior.{kind}" for kind in ("safetensors", "json", "md")}  # no temporary files are left
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"prior.{kind}" for kind in ("safetensors", "json", "md")
+    }  # no temporary files are left
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".pkl", ""])

@@ -308,4 +308,4 @@ def test_a_matrix_multiplies_flattened_images() -> None:
     torch.testing.assert_close(A(torch.tensor([[1.0, 1.0], [1.0, 10.0]])), torch.tensor([[46.0, 10.0]]))
     assert repr(A) == "Matrix([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], (2, 2), (1, 2))"
     assert repr(Matrix(torch.ones(2, 50))) == "<Matrix (50,) -> (2,)>"
-    assert A != Matrix(A.matrix) and Matrix([[0.0]]) == Matrix([[-0.0]])
+    assert Matrix(A.matrix) != A and Matrix([[0.0]]) == Matrix([[-0.0]])

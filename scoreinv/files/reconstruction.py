@@ -125,21 +125,18 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
     with hdf5.reading(path) as file:
         hdf5.check_format(file, FORMAT)
         names = ("samples", "chi2", "truth", "fbp", "chi2_samples", "measured", "half_width")
-        samples, chi2, truth, fbp, *trust = (_tensor(hdf5.numbers(file, name)) for name in names)
+        stored = {name: _tensor(hdf5.numbers(file, name)) for name in names}
+        samples, seed = stored.pop("samples"), file.attrs.get("seed")
         if samples is None:
             raise ValueError(f"{path}: has no dataset samples (M, *slices, H, W)")
-        seed = file.attrs.get("seed")
         return Reconstruction(
             samples,
-            chi2,
-            hdf5.json_object(file, "settings") or {},
-            None if seed is None else int(seed),
-            hdf5.number(file, "pixel_mm"),
-            hdf5.number(file, "mu_water_per_mm"),
-            truth,
-            fbp,
-            *trust,
+            settings=hdf5.json_object(file, "settings") or {},
+            seed=None if seed is None else int(seed),
+            pixel_mm=hdf5.number(file, "pixel_mm"),
+            mu_water_per_mm=hdf5.number(file, "mu_water_per_mm"),
             versions=hdf5.json_object(file, "versions") or {},
+            **stored,
         )
 
 

@@ -19,7 +19,13 @@ def markdown(name: str, card: Mapping[str, Any]) -> str:
     if "description" in card:
         lines += [str(card["description"]), ""]
     lines += [f"- {_words(k)}: {v}" for k, v in card.items() if k not in OWN_PLACE and _plain(v)]
-    lines += ["", *_network(_mapping(card, "network")), *_data(_mapping(card, "data")), *_quality(card), *_history(card)]
+    lines += [
+        "",
+        *_network(_mapping(card, "network")),
+        *_data(_mapping(card, "data")),
+        *_quality(card),
+        *_history(card),
+    ]
     lines += [f"- {_words(k)}: {v}" for k, v in _mapping(card, "versions").items()]
     return "\n".join([*lines, "", f"SHA-256 of the weights: `{card.get('sha256', 'unknown')}`", ""])
 

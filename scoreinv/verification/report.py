@@ -153,4 +153,4 @@ def _shade(values: np.ndarray) -> np.ndarray:
     one_sided = np.array([name in ("mean_error", "wasserstein") for name in SHADED])
     off = np.where([name == "mean_error" for name in SHADED], 1 + np.maximum(values, 0), np.maximum(values, 1e-3))
     shade = np.log2(off)
-    return np.where(one_sided, -np.maximum(shade, 0), shade)
+    return np.asarray(np.where(one_sided, -np.maximum(shade, 0), shade))

@@ -149,7 +149,8 @@ def row_and_null_space(A: LinearOperator, tolerance: float = 1e-6) -> tuple[Tens
 
 def _directions(d: int, rng: Generator, k: int = 4) -> Tensor:
     """Random orthonormal directions for rank statistics, at most k."""
-    return torch.linalg.qr(torch.randn(d, min(k, d), generator=rng, dtype=torch.float64)).Q
+    directions: Tensor = torch.linalg.qr(torch.randn(d, min(k, d), generator=rng, dtype=torch.float64)).Q
+    return directions
 
 
 def _posteriors(case: Case, problem: Problem) -> list[Any]:

@@ -1,0 +1,118 @@
+"""MMPS: the prior's own covariance of x₀ given x, V = σ² J, inside the likelihood and never formed.
+
+Eq. (2) of `scoreinv.posterior.guidance` with V = σ² Jᵀ, J = ∂D/∂x, what Tweedie's second identity says it is:
+
+    (Σ_y + σ² A Jᵀ Aᵀ) u = y − A D                                                                               (1)
+    D_y = D + σ² Jᵀ Aᵀ u                                                                                         (2)
+
+(1) is solved by a few Krylov steps from zero, each a vector-Jacobian product; stopping early regularises. J of an exact
+denoiser is symmetric, and conjugate gradients do; that of a network is nearly so, which GMRES does not mind. (Rozet, Andry,
+Lanusse, Louppe 2024, arXiv:2405.13712, section 3.)
+
+What it draws. For a Gaussian prior D_y is exact once (1) is solved, and draws tend to the posterior as levels are added: with
+Euler's and ancestral steps with order 1, with Heun's with order 2. On images of 16 x 16 pixels with 8 views at 0.5 % noise, 50
+ancestral levels and 5 CG steps gave a variance 0.84 of the exact one and chi² 0.73; 20 CG steps 0.84, 200 levels 0.99 (24 x 24
+pixels, 10 steps). For other priors the covariance is right and the Gaussian form of x₀ given x is the approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoreinv.posterior.guidance import Guided, with_gradient
+from scoreinv.priors.denoiser import Denoiser
+from scoreinv.problem import Problem
+from scoreinv.solvers import cg, inner, like, noise_weights
+
+Map = Callable[[Tensor], Tensor]
+"""A linear map of (batch, *shape), member by member."""
+
+
+@dataclass(frozen=True, eq=False)
+class MMPS(Guided):
+    """Guidance with the prior's own covariance, exact for Gaussian priors; see the module's head.
+
+    Attributes:
+        solver: "cg" or "gmres".
+        iterations: Krylov steps, each a backward pass through the prior (and one more at the end).
+    """
+
+    solver: str = "cg"
+    iterations: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver not in SOLVERS:
+            raise ValueError(f"MMPS: no solver is named {self.solver!r}; known: {', '.join(SOLVERS)}")
+        if self.iterations < 1:
+            raise ValueError(f"MMPS: expected iterations of at least 1, got {self.iterations}")
+
+    def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
+        pull = likelihood_pull(problem, lambda M, b: SOLVERS[self.solver](M, b, self.iterations))
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            clean, transposed = with_gradient(prior, x, sigma)
+            variance = like(torch.as_tensor(sigma).to(x) ** 2, x)
+            return clean + variance * transposed(pull(clean, lambda v: variance * transposed(v)))
+
+        return denoise
+
+
+def likelihood_pull(problem: Problem, solve: Callable[[Map, Tensor], Tensor]) -> Callable[[Tensor, Map], Tensor]:
+    """(D, v -> V v) -> Aᵀ (Σ_y + A V Aᵀ)⁻¹ (y − A D): what guidance with any covariance V needs.
+
+    Solved for data divided by their noise, (τ² I + W^½ A V Aᵀ W^½) u = W^½ (y − A D) with W = (τ / σ_y)², τ = min σ_y, which is
+    better conditioned. Noise-free data have τ = 0: a Krylov solver that starts from zero gives the pseudo-inverse.
+
+    Args:
+        problem: with one batch dimension.
+        solve: (M, b) -> M⁻¹ b.
+    """
+    A = problem.A
+    weights, tau = noise_weights(problem)
+    root, ridge = 1.0 if weights is None else weights.sqrt(), like(tau**2, problem.y)
+
+    def pull(clean: Tensor, covariance: Map) -> Tensor:
+        def system(u: Tensor) -> Tensor:
+            return ridge * u + root * A(covariance(A.H(root * u)))
+
+        return A.H(root * solve(system, root * (problem.y - A(clean))))
+
+    return pull
+
+
+def conjugate_gradients(M: Map, b: Tensor, iterations: int) -> Tensor:
+    """M⁻¹ b for a symmetric positive M, approximately; a step along which M is not positive is the last of its member."""
+    return cg(M, b, max_iterations=iterations)
+
+
+def gmres(M: Map, b: Tensor, iterations: int) -> Tensor:
+    """M⁻¹ b for any M, approximately: the u of the Krylov space span(b, M b, M² b, ...) with the smallest ‖b − M u‖.
+
+    Saad, Schultz 1986, doi:10.1137/0907058, with M's images of the basis kept instead of their Hessenberg matrix.
+    """
+    basis, images = [_normalised(b, b)], []
+    for _ in range(iterations):
+        images.append(M(basis[-1]))
+        v = images[-1]
+        for q in basis + basis:  # twice, for float32
+            v = v - like(inner(q, v), v) * q
+        basis.append(_normalised(v, images[-1]))
+    span = torch.stack([image.flatten(1) for image in images], dim=-1).double()
+    w = (torch.linalg.pinv(span, rtol=10 * torch.finfo(b.dtype).eps) @ b.flatten(1)[..., None].double()).to(b)
+    u: Tensor = torch.stack([q.flatten(1) for q in basis[:-1]], dim=-1) @ w
+    return u.reshape(b.shape)
+
+
+def _normalised(v: Tensor, whole: Tensor) -> Tensor:
+    """v / ‖v‖ of each member, zero where v is only the rounding of what it was taken from."""
+    norm = inner(v, v).sqrt()
+    real = norm > 10 * torch.finfo(v.dtype).eps * inner(whole, whole).sqrt()
+    return v * like(torch.where(real, 1 / torch.where(real, norm, 1), 0), v)
+
+
+SOLVERS: dict[str, Callable[[Map, Tensor, int], Tensor]] = {"cg": conjugate_gradients, "gmres": gmres}
