@@ -6,7 +6,7 @@
         x = x₀ + σ' z                                                                                              (3)
 
 (Zhang, Chu, Berner, Meng, Anandkumar, Song, "Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing",
-2025, arXiv:2407.01521, algorithm 1; (2) is its eq. 8, there sampled by Langevin steps.) For a linear operator (2) is a
+2025, arXiv:2407.01521, algorithm 1, where (2) is sampled by Langevin steps.) For a linear operator (2) is a
 Gaussian: drawn exactly here, or by Langevin steps with ‖A‖² in their size.
 
 What it samples. (2) takes x₀ given x for N(x̂₀, r² I).

@@ -6,12 +6,12 @@ and cut into patches of P x P, which are denoised one by one:
     D(x, σ) = the patches' D(x_p, σ, place of p), put together and cut back                                          (1)
 
 with a new place at every call, so that no seam stays (Hu, Song, Xu, Shen, Fessler, "Learning Image Priors through Patch-based
-Diffusion Models for Solving Inverse Problems", 2024, arXiv:2406.10211, eqs. 2-5). There the iterate itself is padded; here the
+Diffusion Models for Solving Inverse Problems", 2024, arXiv:2406.10211). There the iterate itself is padded; here the
 image alone is kept and every call pads it by air with fresh noise of level σ, which is what the network was trained on. Places
 are in units of half the field of view, as `priors.network.positions` has them; in the padding they go beyond ±1. An image that
 is no larger than a patch is denoised whole, without padding: then (1) is D itself.
 
-The method (the paper's algorithm 1 with the guidance of DPS, as in its program). For σ in levels, n times each:
+The method (Langevin steps with the guidance of DPS, as in the paper's program). For σ in levels, n times each:
 
     x ← x + ½ε (D − x) + √ε σ z + ½ε g JᵀAᵀW (y − A D) σ² / (τ² + σ² ‖A‖²),    J = ∂D/∂x,  ε = ½                    (2)
 

@@ -7,7 +7,7 @@
         x ~ p_ρ(x | u) ∝ p(x) N(u; x, ρ² I): denoising, by the reverse SDE from u at the level σ = ρ down to 0      (3)
 
 (Wu, Sun, Chen, Zhang, Yue, Bouman, "Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play Priors", 2024,
-arXiv:2405.18782, algorithm 1 and eq. 5.) ρ falls as there, ρ_k = max(ρ_min, ρ_max · decay^k). Each draw is the end of a chain of
+arXiv:2405.18782, algorithm 1.) ρ falls as there, ρ_k = max(ρ_min, ρ_max · decay^k). Each draw is the end of a chain of
 its own; the paper keeps the last iterates of one chain, which are correlated.
 
 What it samples. Held at one ρ, x follows the marginal of (1), the posterior of the same prior under more noise,

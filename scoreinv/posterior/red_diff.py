@@ -10,7 +10,7 @@ gradient needs no backward pass through the prior:
     ∇ℓ = AᵀW (A μ − y) / ‖A‖² + λ (μ − D(μ + σ z, σ))                                                               (2)
 
 (Mardani, Song, Kautz, Vahdat, "A Variational Perspective on Solving Inverse Problems with Diffusion Models", 2024,
-arXiv:2305.04391, algorithm 1; (1) is its eq. 10 with the weights of its section 4.) Here the data term is divided by ‖A‖²,
+arXiv:2305.04391, algorithm 1, whose weight σ / α is σ in this coordinate.) Here the data term is divided by ‖A‖²,
 so that one λ and one learning rate serve all operators; W = (τ / σ_y)², τ = min σ_y. μ starts at a few CGLS steps.
 
 A point estimate: the variational family has no width, draws differ by the noise of the descent only. With a Gaussian prior

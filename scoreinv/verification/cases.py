@@ -34,8 +34,8 @@ def cases() -> list[Case]:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "song_exact": {"n_levels": 200},
-    "proximal": {},
-    "dds": {"n_levels": 200},
-}
+    "daps": {}, "ddnm_plus": {}, "ddrm": {}, "dds": {"n_levels": 200, "sigma_max": 40.0}, "diffpir": {}, "dps": {}, "flow_dps": {},
+    "flower": {}, "mcg": {}, "mcg_diff": {"particles": 256}, "mmps": {"n_levels": 200}, "pigdm": {}, "pnp_dm": {}, "proximal": {}, "red_diff": {},
+    "score_ald": {}, "score_sde": {}, "sitcom": {}, "song_exact": {"n_levels": 200}, "tds": {"particles": 256}, "tmpd": {},
+}  # fmt: skip
 """Registered name -> settings for the table."""

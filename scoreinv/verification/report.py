@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scoreinv.files.versions import versions
-from scoreinv.pictures import FAINT, write_figure
+from scoreinv.pictures import FAINT, INK, write_figure
 from scoreinv.verification.run import Case, Figures
 
 if TYPE_CHECKING:
@@ -129,11 +129,13 @@ def _figure(rows: Sequence[Mapping[str, str]], cases: list[str]) -> Figure:
     for k, case in enumerate(cases):
         axes = figure.add_axes(((2.3 + 2.5 * k) / width, 0.1 / height, 2.35 / width, 0.27 * len(methods) / height))
         values = np.array([[_value(at.get((case, m)), name) for name in SHADED] for m in methods])
-        axes.imshow(_shade(values), cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
+        shade = _shade(values)
+        axes.imshow(shade, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
         for (i, j), value in np.ndenumerate(values):
             if not math.isnan(value):
                 text = f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1g}" if value > 1000 else f"{value:.0f}"
-                axes.text(j, i, text, ha="center", va="center", fontsize=6.5)
+                colour = "white" if abs(shade[i, j]) > 1.3 else INK
+                axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
         axes.set_xticks(range(len(SHADED)), [COLUMNS[name][0] for name in SHADED], fontsize=6.5, rotation=25, ha="left")
         axes.xaxis.tick_top()
         axes.set_yticks(range(len(methods)), methods if k == 0 else [], fontsize=7.5)
