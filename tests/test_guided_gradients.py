@@ -204,7 +204,7 @@ BIASES = {
     "tmpd": (TMPD, {}, (0.32, 1.26, 1.08)),
     "dps": (DPS, {}, (0.07, 0.086, 0.90)),
     "mcg": (MCG, {}, (0.35, 0.37, 1.06)),
-    "score_sde": (ScoreSDE, {"n_levels": 50}, (0.59, 3.3, 1.74)),
+    "score_sde": (ScoreSDE, {"n_levels": 50}, (0.65, 3.3, 1.74)),
     "score_ald": (ScoreALD, {"n_levels": 100, "n_steps": 3}, (0.25, 1.18, 1.24)),
 }
 """Error of the mean in posterior standard deviations, and variance over the exact one in the range of Aᵀ and in the null space."""

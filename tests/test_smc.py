@@ -152,8 +152,7 @@ def test_any_number_of_levels_is_exact_for_a_white_gaussian_prior(method: type, 
     """
     s = 1.3
     prior = GaussianPrior(torch.zeros(3).double(), s**2 * torch.eye(3, dtype=torch.float64))
-    left, _, right = torch.linalg.svd(normal(2, 3), full_matrices=False)
-    A = Matrix(left @ torch.tensor([0.8, second]).double().diag() @ right)
+    A = Matrix([[0.8, 0.0, 0.0], [0.0, second, 0.0]])
     problem = Problem(A, torch.tensor([1.0, -0.8], dtype=torch.float64), 0.4)
     exact, runs = prior.posterior(problem), 16
     filter_ = method(prior, particles=500, n_levels=5, sigma_max=200.0, data_std=s, threshold=1.0)
@@ -164,6 +163,15 @@ def test_any_number_of_levels_is_exact_for_a_white_gaussian_prior(method: type, 
     for got, expected in ((mean, exact.mean), (moment, variance), (ratio, torch.ones(()).double())):
         assert ((got.mean(0) - expected).abs() < 4 * got.std(0) / runs**0.5 + 1e-3).all()
         assert (got.std(0) < 0.5).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_step_adds_no_noise(method: type) -> None:
+    """What is not measured ends as D(x, σ_min), for a white prior of variance 1 and σ_min = 1 with the variance 1 / 2."""
+    prior = GaussianPrior(torch.zeros(2).double(), torch.eye(2, dtype=torch.float64))
+    problem = Problem(Matrix([[1.0, 0.0]]), torch.ones(1).double(), 0.5)
+    x = method(prior, samples=1000, particles=1000, n_levels=10, sigma_min=1.0, data_std=1.0)(problem, rng())
+    assert float(x[:, 1].var()) == pytest.approx(0.5, rel=0.2)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -24,7 +24,7 @@ draws in posterior standard deviations (for 12 views at 0.5 % noise; 5 %; half o
 Larger steps circle the data at a distance proportional to σ, which is why nothing diverges; a network trusts far estimates less.
 
 What it draws. No posterior: known pixels end within σ_y / 10 of their data (ζ = 1; variance ratio 0.12 where all pixels are known
-with noise), while what CT sees badly is far from its data (chi² 54 at 12 views and 0.5 % noise). MEASURED
+with noise), while what CT sees badly is far from its data (chi² 54 at 12 views and 0.5 % noise). What the example of the tests measures stands in tests/test_guided_gradients.py.
 """
 
 from __future__ import annotations

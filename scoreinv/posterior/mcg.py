@@ -16,7 +16,7 @@ for the same equations, AᵀW (y − A x') / (AᵀWA 1 + (τ / σ)²). That step
 no noise of level σ; perturbing them changed little on Gaussian examples (variance ratio 0.83 and 0.88).
 
 One SIRT step a level is far from a projection: with 50 levels (2) alone left chi² 56 (16 x 16 pixels, 8 views, 0.5 % noise), with (3)
-it is 0.6. Without noise, and where (2) has nothing left to do, it draws what PiGDM with damping 1 does. MEASURED
+it is 0.6. Without noise, and where (2) has nothing left to do, it draws what PiGDM with damping 1 does. What the example of the tests measures stands in tests/test_guided_gradients.py.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ an ancestral step takes. With w = σ² a direction of prior variance λ overshoo
 smooth directions have λ ≫ s_d², are thrown far off and only caught at the end (24 x 24 pixels, 12 views, ancestral steps: variance
 63 to 140 times the exact one; Heun's steps recover). Hence the default of 1.
 
-What it draws. Exact for white Gaussian images with damping 0, and nowhere else: MEASURED
+What it draws. Exact for white Gaussian images with damping 0, and nowhere else: What the example of the tests measures stands in tests/test_guided_gradients.py.
 """
 
 from __future__ import annotations

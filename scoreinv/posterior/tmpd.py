@@ -10,7 +10,7 @@ section 5.) The sums need not be positive, so they are held above a small share 
 the data, where the paper's own examples take A Aᵀ as diagonal too.
 
 What it draws. Exact for Gaussian images with independent pixels. For correlated ones V is right for constant images and too
-large for detail, which pulls too little towards the data: MEASURED
+large for detail, which pulls too little towards the data: What the example of the tests measures stands in tests/test_guided_gradients.py.
 """
 
 from __future__ import annotations
