@@ -148,7 +148,10 @@ def test_it_works_where_gradients_are_switched_off() -> None:
 def network() -> EDMDenoiser:
     """Tiny, with attention, and no weight zero."""
     rng = torch.Generator().manual_seed(0)
-    model = EDMDenoiser(UNetConfig(widths=(16, 64), attention=(1,), embedding=16)).eval().requires_grad_(False)
+    config = UNetConfig(widths=(16, 64), block="residual", attention=(1,), embedding=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = EDMDenoiser(config).eval().requires_grad_(False)
     for p in model.parameters():
         p.add_(0.1 * torch.randn(p.shape, generator=rng))
     return model

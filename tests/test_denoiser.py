@@ -15,7 +15,9 @@ from scoreinv.priors.network import EDMDenoiser, UNetConfig
 def model() -> EDMDenoiser:
     """A tiny network of multiple 8 whose weights are not zero anywhere."""
     rng = torch.Generator().manual_seed(0)
-    network = EDMDenoiser(UNetConfig(widths=(16, 16, 16), attention=(), embedding=16)).eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = EDMDenoiser(UNetConfig(widths=(16, 16, 16), attention=(), embedding=16)).eval().requires_grad_(False)
     for p in network.parameters():
         p.copy_(0.1 * torch.randn(p.shape, generator=rng))
     return network
