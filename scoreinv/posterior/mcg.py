@@ -3,7 +3,7 @@
     x' = (the prior's step from x) − α ∇ₓ ‖A⁺ (y − A D(x, σ))‖                                                      (1)
     x ← x' + λ Aᵀ (y − A x') / (AᵀA 1)                                                                              (2)
 
-(Chung, Sim, Ryu, Ye 2022, arXiv:2206.00941, eqs. 14 and 15; its text has the square of the norm and an exact projection, its
+(Chung, Sim, Ryu, Ye 2022, arXiv:2206.00941; its text has the square of the norm and an exact projection, its
 programs for CT the norm and one SIRT step, λ falling from 1 to 0.6.) A⁺ r lies in the range of Aᵀ, so the gradient is −Jᵀ q / ‖q‖
 with q = A⁺ (y − A D), the change of D that meets the data. As a posterior denoiser with ζ as in `scoreinv.posterior.dps`,
 
@@ -16,7 +16,11 @@ for the same equations, AᵀW (y − A x') / (AᵀWA 1 + (τ / σ)²). That step
 no noise of level σ; perturbing them changed little on Gaussian examples (variance ratio 0.83 and 0.88).
 
 One SIRT step a level is far from a projection: with 50 levels (2) alone left chi² 56 (16 x 16 pixels, 8 views, 0.5 % noise), with (3)
-it is 0.6. Without noise, and where (2) has nothing left to do, it draws what PiGDM with damping 1 does. What the example of the tests measures stands in tests/test_guided_gradients.py.
+it is 0.6. Without (2), noise-free data and ζ large make it PiGDM with damping 1.
+
+What it draws. Each (2) takes noise out of x that its level says is there, so draws gather at noisy data, the more the more levels: on the
+Gaussian example of tests/test_guided_gradients.py the variance in the range of Aᵀ is 0.39 of the exact one with 50 ancestral levels
+and 0.12 with 200, in the null space 1.08 and 1.21 times, the mean off by 0.35 and 0.32 posterior standard deviations.
 """
 
 from __future__ import annotations

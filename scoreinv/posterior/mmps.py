@@ -7,12 +7,16 @@ Eq. (2) of `scoreinv.posterior.guidance` with V = σ² Jᵀ, J = ∂D/∂x, what
 
 (1) is solved by a few Krylov steps from zero, each a vector-Jacobian product; stopping early regularises. J of an exact
 denoiser is symmetric, and conjugate gradients do; that of a network is nearly so, which GMRES does not mind. (Rozet, Andry,
-Lanusse, Louppe 2024, arXiv:2405.13712, section 3.)
+Lanusse, Louppe 2024, arXiv:2405.13712.)
 
-What it draws. For a Gaussian prior D_y is exact once (1) is solved, and draws tend to the posterior as levels are added: with
-Euler's and ancestral steps with order 1, with Heun's with order 2. On images of 16 x 16 pixels with 8 views at 0.5 % noise, 50
-ancestral levels and 5 CG steps gave a variance 0.84 of the exact one and chi² 0.73; 20 CG steps 0.84, 200 levels 0.99 (24 x 24
-pixels, 10 steps). For other priors the covariance is right and the Gaussian form of x₀ given x is the approximation.
+What it draws. For a Gaussian prior D_y is exact once (1) is solved, and draws tend to the posterior as levels are added, with
+Euler's steps with order 1, with Heun's with order 2. On the Gaussian example of tests/test_guided_gradients.py (three data, three CG
+steps) ancestral steps give variances 0.82 of the exact ones in the range of Aᵀ and 0.86 in the null space with 50 levels, 0.99 and 1.03
+with 400; Heun's give 1.04 and 1.06 with 25 levels, at the same cost. Fewer CG steps than data: 2 of 3 moved the mean by 0.1 posterior
+standard deviations, 1 by 0.15. For other priors the covariance is right and the Gaussian form of x₀ given x is the approximation.
+
+On a CT slice of 128 x 128 pixels, 23 views, 0.5 % noise, with the shipped network and 30 ancestral levels: 25.4, 31.5 and 32.9 dB with 1,
+3 and 5 CG steps, 31.9 with 5 of GMRES; DDS gave 30.6.
 """
 
 from __future__ import annotations

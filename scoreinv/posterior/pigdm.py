@@ -6,15 +6,18 @@ Eq. (2) of `scoreinv.posterior.guidance` with V = r² I, the covariance for whit
     D_y = D + w Jᵀ Aᵀ (Σ_y + r² A Aᵀ)⁻¹ (y − A D),     w = σ² (r² / σ²)^damping                                      (1)
 
 For noise-free data Aᵀ (r² A Aᵀ)⁻¹ = A⁺ / r²; the inverse is by conjugate gradients in the data. (Song, Vahdat, Mardani, Kautz
-2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR, eqs. 7 and 8, algorithm 1.)
+2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR, algorithm 1.)
 
-The weight. Tweedie's w is σ² (damping 0). The paper takes r² instead (damping 1; its "adaptive weights"), so that noise-free
+The weight. Tweedie's w is σ² (damping 0). The paper takes r² instead (damping 1), so that noise-free
 data give D_y = D + Jᵀ A⁺ (y − A D): in its algorithm this whole pull is added at each step, here the share 1 − σ'² / σ² of it that
 an ancestral step takes. With w = σ² a direction of prior variance λ overshoots by λ / s_d² at large σ: correlated images, whose
 smooth directions have λ ≫ s_d², are thrown far off and only caught at the end (24 x 24 pixels, 12 views, ancestral steps: variance
-63 to 140 times the exact one; Heun's steps recover). Hence the default of 1.
+63 to 140 times the exact one; Heun's steps recover), and a network does not follow. Hence the default of 1.
 
-What it draws. Exact for white Gaussian images with damping 0, and nowhere else: What the example of the tests measures stands in tests/test_guided_gradients.py.
+What it draws. Exact for white Gaussian images with damping 0. On the Gaussian example of tests/test_guided_gradients.py, 50
+ancestral levels, the mean is off by 0.45 posterior standard deviations (damping 0: 0.11), the variance 1.42 times the exact one in
+the range of Aᵀ (0.97) and 1.15 times in the null space (0.93). On a CT slice of 128 x 128 pixels, 23 views, 0.5 % noise, the shipped
+network gave 30.4 dB with damping 1, 31.1 with 0.5 and 11.5 with 0; s_d from 0.3 to 1 changed nothing.
 """
 
 from __future__ import annotations

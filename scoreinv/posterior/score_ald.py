@@ -2,15 +2,16 @@
 
     for σ in levels:  k times   x ← x + ε_σ (S(x, σ) + Aᵀ (Σ_y + γ_σ² I)⁻¹ (y − A x)) + √(2 ε_σ) z                           (1)
 
-and D(x, σ_min) at the end. (Jalal, Arvinte, Daras, Price, Dimakis, Tamir 2021, arXiv:2108.01368, eq. 5; the schedules of Song, Ermon
+and D(x, σ_min) at the end. (Jalal, Arvinte, Daras, Price, Dimakis, Tamir 2021, arXiv:2108.01368; the schedules of Song, Ermon
 2019, arXiv:1907.05600, algorithm 1.) Here ε_σ = ε σ² and γ_σ = γ σ ‖A‖, so that ε and γ mean the same for all operators and levels:
 (1) is stable for ε (1 + 1/γ²) < 2. Deviations: the paper anneals γ by a schedule of its own, and its program gives both gradients
 the same norm instead of using (1). No derivative of the prior is needed; n_levels · n_steps evaluations of D and one at the end.
 
 What it draws. At a level σ, as ε → 0, the density ∝ p(x; σ) N(y; A x, Σ_y + γ_σ² I): the posterior as σ_min → 0, if the steps suffice to
-reach it. On 16 x 16 pixels, 8 views, 0.5 % noise, with γ = 0.5 and ε = 0.3: chi² 2.3 and variance ratio 1.27 with 100 levels of 3 steps,
-1.6 and 1.15 with 10 steps or 300 levels; at 5 % noise 1.04 and 1.15, then 0.97 and 1.05. Without noise, draws miss the data by
-about σ_min per pixel at the end. What the example of the tests measures stands in tests/test_guided_gradients.py.
+reach it. On the Gaussian example of tests/test_guided_gradients.py, with 3, 5 and 20 steps at 100 levels: mean off by 0.23, 0.20 and
+0.09 posterior standard deviations, variance ratio 1.18, 1.13 and 1.05 in the range of Aᵀ, 1.29, 1.22 and 1.08 in the null space. On a CT
+slice of 128 x 128 pixels, 23 views, 0.5 % noise, with the shipped network: 29.0 dB and chi² 4.1 at the defaults. Noise-free data are
+missed by what σ_min leaves.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ class ScoreALD(Stepwise):
         return geometric(self.n_levels, self.sigma_min, self.sigma_max)
 
     def step(self, problem: Problem) -> Step:
-        pull = misfit_pull(problem, self.gamma)
+        pull = misfit_pull(problem)
 
         def step(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
             for _ in range(self.n_steps):
-                drift = denoise(x, sigma) - x + pull(x, sigma)  # σ² times the scores
+                drift = denoise(x, sigma) - x + pull(x, sigma, self.gamma)  # σ² times the scores
                 x = x + self.step_size * drift + (2 * self.step_size) ** 0.5 * sigma * normal(rngs, x)
             return denoise(x, sigma) if sigma_next == 0 else x
 
