@@ -28,6 +28,7 @@ class Processes:
         count: how many there are.
         wrap: makes a network whose gradients are averaged over all processes.
         agree: what the main process says to a question that each might answer differently, such as whether time is up.
+        finish: waits until all are done and parts from them; a process that just leaves can take its threads' runtime down.
     """
 
     device: torch.device
@@ -35,6 +36,7 @@ class Processes:
     count: int = 1
     wrap: Callable[[nn.Module], nn.Module] = lambda network: network
     agree: Callable[[bool], bool] = lambda answer: answer
+    finish: Callable[[], None] = lambda: None
 
     @property
     def main(self) -> bool:
@@ -88,6 +90,17 @@ def processes(device: str) -> Processes:
     def agree(answer: bool) -> bool:
         return bool(broadcast(torch.tensor(int(answer), device=accelerator.device)))
 
+    def finish() -> None:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
     return Processes(
-        accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator.prepare_model, agree
+        accelerator.device,
+        accelerator.process_index,
+        accelerator.num_processes,
+        accelerator.prepare_model,
+        agree,
+        finish,
     )

@@ -103,6 +103,7 @@ def train_prior(
     finally:
         if trainer.step and trainer.processes.main:
             _export(trainer, folder, images, held_out)
+    trainer.processes.finish()
     return folder / "prior.safetensors"
 
 
