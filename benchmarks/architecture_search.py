@@ -2,7 +2,10 @@
 
 Every candidate is trained for as many steps as fit into the same number of minutes (the cosine schedule ends with them) with the
 project's own training code, from the same seed, on 128 x 128 crops unless its name says otherwise. The time of a step is that of
-the fastest of the first 25, so that what else the machine does is not held against a candidate. What is compared is the denoising PSNR of the averaged weights (range 2 on u = HU / 1000 in [-1, 1]) on the middle slices of validation patients.
+the fastest of the first 25, so that what else the machine does is not held against a candidate. What is compared is the denoising
+PSNR of the averaged weights (range 2 on u = HU / 1000 in [-1, 1]) on the middle slices of validation patients. The candidates have
+the size of ct-256-fast, so that a few minutes are a thousand steps and more: in the first few hundred every network learns the
+mean alone, and a comparison that ends there says nothing.
 
     SCOREINV_DATA=/data python benchmarks/architecture_search.py --minutes 2 --out benchmarks/results
 
@@ -29,22 +32,23 @@ from scoreinv.priors.run import validation_slices
 from scoreinv.priors.training import TrainConfig, Trainer
 from scoreinv.priors.validation import VALIDATION_SIGMAS, denoising_psnr
 
-BASE: dict[str, Any] = {"widths": (64, 128, 192, 256), "block": "plain"}
+BASE: dict[str, Any] = {"widths": (32, 64, 96, 128), "block": "plain"}
 CANDIDATES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
+    "wide at the top": ({"widths": (48, 64, 80, 128)}, {}),
     "residual (group normalisation)": ({"block": "residual"}, {}),
-    "plain, unshuffle 4": ({"widths": (128, 192, 256), "unshuffle": 4, "blocks": 2, "attention": (2,)}, {}),
-    "plain, narrow and deep": ({"widths": (64, 96, 128, 192), "blocks": 2}, {}),
-    "plain, no attention": ({"attention": ()}, {}),
-    "plain, unshuffle 1": ({"widths": (32, 48, 96, 128, 192), "unshuffle": 1, "attention": (4,)}, {}),
-    "plain, learning rate 5e-4": ({}, {"lr": 5e-4}),
-    "plain, learned weighting": ({}, {"weighting": "learned"}),
-    "plain, wide at the top": ({"widths": (96, 128, 160, 192)}, {}),
-    "plain, 64 x 64 crops": ({}, {"crop": 64, "batch_size": 32}),
-    "plain, whole images": ({}, {"crop": 256, "batch_size": 2}),
-    "gated (depthwise), 2 blocks": ({"block": "gated", "blocks": 2}, {"lr": 5e-4}),
-    "plain, learning rate 2e-3": ({}, {"lr": 2e-3}),
+    "gated (depthwise), 2 blocks": ({"block": "gated", "blocks": 2}, {}),
+    "narrow and deep": ({"widths": (32, 48, 64, 128), "blocks": 2}, {}),
+    "unshuffle 4": ({"widths": (64, 96, 128), "unshuffle": 4, "blocks": 2, "attention": (2,)}, {}),
+    "unshuffle 1": ({"widths": (16, 32, 64, 96, 128), "unshuffle": 1, "attention": (4,)}, {}),
+    "no attention": ({"attention": ()}, {}),
+    "64 x 64 crops": ({}, {"crop": 64, "batch_size": 32}),
+    "whole images": ({}, {"crop": 256, "batch_size": 2}),
+    "learning rate 1e-3": ({}, {"lr": 1e-3}),
+    "learning rate 2.5e-4": ({}, {"lr": 2.5e-4}),
+    "learned weighting": ({}, {"weighting": "learned"}),
 }
+"""Name -> network settings that differ from BASE, training settings that differ from the defaults."""
 FIELDS = ("candidate", "parameters", "gflop", "seconds_256", "steps", *(f"psnr_{s:g}" for s in VALIDATION_SIGMAS))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Generator
 
-from scoreinv.priors.checkpoint import FORMAT, checksum, load_prior, save_prior
+from scoreinv.priors.checkpoint import FORMAT, checksum, load_prior, save_prior, write_cards
 from scoreinv.priors.network import EDMDenoiser, UNetConfig
 
 CONFIG = UNetConfig(widths=(16, 32), attention=(), embedding=16, sigma_data=0.4)
@@ -54,6 +54,17 @@ def test_round_trip(model: EDMDenoiser, tmp_path: Path, half: bool, tolerance: f
     assert {p.name for p in tmp_path.iterdir()} == {
         f"prior.{kind}" for kind in ("safetensors", "json", "md")
     }  # no temporary files are left
+
+
+def test_a_card_shows_all_that_it_holds(path: Path) -> None:
+    """Tables and pictures under their own names; new cards of weights that stay keep their checksum."""
+    card = load_prior(path)[1]
+    search = [{"candidate": "plain", "gflop": 6.2}, {"candidate": "gated", "gflop": 4.4}]
+    write_cards(path, card | {"architecture_search": search, "pictures": {"Samples": "sheet.png"}})
+    text = path.with_suffix(".md").read_text()
+    assert "## Architecture search\n\n| candidate | gflop |" in text and "| gated | 4.4 |" in text
+    assert "![Samples](sheet.png)" in text
+    assert load_prior(path)[1]["sha256"] == card["sha256"]
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".pkl", ""])

@@ -25,6 +25,7 @@ def markdown(name: str, card: Mapping[str, Any]) -> str:
         *_data(_mapping(card, "data")),
         *_quality(card),
         *_history(card),
+        *_further(card),
     ]
     lines += [f"- {_words(k)}: {v}" for k, v in _mapping(card, "versions").items()]
     return "\n".join([*lines, "", f"SHA-256 of the weights: `{card.get('sha256', 'unknown')}`", ""])
@@ -57,6 +58,14 @@ def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
     return [_row(*head), _row(*["---"] * len(head)), *(_row(*row) for row in rows), ""]
 
 
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _rows(rows: list[Mapping[str, Any]]) -> list[str]:
+    return _table([_words(k) for k in rows[0]], [list(row.values()) for row in rows])
+
+
 def _network(values: Mapping[str, Any]) -> list[str]:
     return ["## Network", "", *_table(["setting", "value"], [[_words(k), v] for k, v in values.items()])]
 
@@ -70,8 +79,8 @@ def _data(data: Mapping[str, Any]) -> list[str]:
             lines.append(f"- {_words(key)}: {value}")
     lines.append("")
     for value in data.values():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            lines += _table([_words(k) for k in value[0]], [list(v.values()) for v in value])
+        if _is_rows(value):
+            lines += _rows(value)
     return lines
 
 
@@ -99,3 +108,14 @@ def _history(card: Mapping[str, Any]) -> list[str]:
         for k, (h, s) in enumerate(zip(history, settings, strict=True))
     ]
     return ["## Training", "", f"In every slice: {common}.", "", *_table(head, rows)]
+
+
+def _further(card: Mapping[str, Any]) -> list[str]:
+    """Whatever other tables and pictures (caption -> file) a card holds, each under its own name."""
+    lines = []
+    for key, value in card.items():
+        if _is_rows(value) and key != "history":
+            lines += [f"## {_words(key).capitalize()}", "", *_rows(value)]
+    for caption, path in _mapping(card, "pictures").items():
+        lines += [f"![{caption}]({path})", "", str(caption), ""]
+    return lines

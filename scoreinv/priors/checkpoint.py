@@ -35,7 +35,12 @@ def save_prior(model: EDMDenoiser, path: str | Path, card: dict[str, Any], *, ha
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary)
-    full = {"format": FORMAT, "network": model.config.to_dict(), **card, "sha256": checksum(path)}
+    write_cards(path, {"network": model.config.to_dict(), **card})
+
+
+def write_cards(path: Path, card: dict[str, Any]) -> None:
+    """Write the cards of the weights that lie at `path`; the checksum in them is that of the weights as they are now."""
+    full = {"format": FORMAT, **card, "sha256": checksum(path)}
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
     with replacing(path.with_suffix(".md")) as temporary:
