@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _download import fetch
+from _download import fetch, parser, run, state_licence
 from scipy.io import loadmat
 
 from scoreinv.files.scan import Scan, write_scan
@@ -133,8 +133,7 @@ def _choose(angles: np.ndarray, views: int | None, every: int, arc_deg: float) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Download, check, convert; returns the exit code, 2 for bad input."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where archive and scan file go")
+    p = parser(__doc__)
     p.add_argument("--phantom", choices=PHANTOMS, default="ta", help="(%(default)s)")
     p.add_argument("--from", type=Path, dest="mat", metavar="FILE.mat", help="a MATLAB file, instead of the download")
     how_many = p.add_mutually_exclusive_group()
@@ -143,19 +142,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--arc", type=float, default=360.0, metavar="DEG", help="keep the first DEG degrees (%(default)g)")
     p.add_argument("--size", type=int, default=FIELD_PIXELS, metavar="N", help="image of N x N pixels (%(default)s)")
     a = p.parse_args(argv)
-    try:
-        a.out.mkdir(parents=True, exist_ok=True)
-        mat = a.mat or from_archive(fetch(URL, a.out / "htc2022_teaching_data.zip", CHECKSUM), a.phantom)
-        scan = convert(mat, views=a.views, every=a.every, arc_deg=a.arc, size=a.size)
-        source = a.mat.stem.removesuffix("_full") if a.mat else f"htc2022_{a.phantom}"
-        arc = "" if a.arc >= 360 else f"_{a.arc:g}deg"
-        path = a.out / f"{source}{arc}_{len(scan.problem.y)}views_{a.size}px.h5"
+    return run("htc2022", lambda: _work(a))
+
+
+def _work(a: argparse.Namespace) -> list[Path]:
+    a.out.mkdir(parents=True, exist_ok=True)
+    if a.mat is None:
+        state_licence(a.out, "htc2022", LICENCE)
+        archive = fetch(URL, a.out / "htc2022_teaching_data.zip", CHECKSUM, limit_gb=a.limit)
+    mat = a.mat or from_archive(archive, a.phantom)
+    scan = convert(mat, views=a.views, every=a.every, arc_deg=a.arc, size=a.size)
+    source = a.mat.stem.removesuffix("_full") if a.mat else f"htc2022_{a.phantom}"
+    arc = "" if a.arc >= 360 else f"_{a.arc:g}deg"
+    path = a.out / f"{source}{arc}_{len(scan.problem.y)}views_{a.size}px.h5"
+    if a.mat or not path.is_file():
         write_scan(path, scan)
-    except (ValueError, OSError) as error:
-        print(f"htc2022: error: {error}", file=sys.stderr)
-        return 2
-    print(path)
-    return 0
+    return [path]
 
 
 if __name__ == "__main__":

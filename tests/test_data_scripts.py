@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import math
+import socket
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from file_server import Server, md5, serving, zipped
 from scipy.io import loadmat, savemat
 
 from scoreinv.files.scan import read_scan
@@ -28,48 +28,14 @@ import _download
 import htc2022
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
-CHECKSUM = f"md5:{hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()}"
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves one file whatever the path; can break off, ignore ranges, and remembers what was asked for."""
-
-    content = CONTENT
-    break_after: int | None = None
-    knows_ranges = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges: list[str | None] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/file"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        s, asked = self.server, self.headers["Range"]
-        s.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and s.knows_ranges else 0
-        if start >= len(s.content):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(s.content) - start))
-        self.end_headers()
-        self.wfile.write(s.content[start : s.break_after])
-
-    def log_message(self, *_: Any) -> None:
-        pass
+CHECKSUM = md5(CONTENT)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as s:
-        thread = threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as s:
+        s.content = CONTENT
         yield s
-        s.shutdown()
-        thread.join()
 
 
 def test_fetches_once(server: Server, tmp_path: Path) -> None:
@@ -113,10 +79,116 @@ def test_replaces_a_damaged_file(server: Server, tmp_path: Path) -> None:
     assert _download.fetch(server.url, path, CHECKSUM).read_bytes() == CONTENT
 
 
-def test_says_what_the_server_answers(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Handler, "do_GET", lambda self: self.send_error(404))
-    with pytest.raises(OSError, match="the server answers 404"):
+@pytest.mark.parametrize(
+    ("status", "hint"), [(404, "has it moved"), (403, "wants a login"), (429, "try again later"), (500, "answers 500")]
+)
+def test_says_what_the_server_answers(server: Server, tmp_path: Path, status: int, hint: str) -> None:
+    server.status = status
+    with pytest.raises(OSError, match=rf"the server answers {status} .*{hint}|{hint}"):
         _download.fetch(server.url, tmp_path / "file.bin", CHECKSUM)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_network(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/file"
+    with pytest.raises(OSError, match=r"cannot be reached: .*refused.*run the same command again"):
+        _download.fetch(url, tmp_path / "file.bin", CHECKSUM)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_size_is_noticed_before_the_download(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="200000 bytes, expected 199999; the file on the server has changed"):
+        _download.fetch(server.url, tmp_path / "file.bin", CHECKSUM, len(CONTENT) - 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_and_limit(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"--limit: .* more than 0.0001 GB"):
+        _download.fetch(server.url, tmp_path / "file.bin", CHECKSUM, limit_gb=1e-4)
+    usage = type("Usage", (), {"free": len(CONTENT) - 1})
+    monkeypatch.setattr(_download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"0.00 GB are needed, 0.00 GB are free"):
+        _download.fetch(server.url, tmp_path / "file.bin", CHECKSUM)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_checksum_nothing_is_resumed(server: Server, tmp_path: Path) -> None:
+    """Two halves need not belong together; a broken connection is still noticed where the server told the length."""
+    server.break_after = 70_000
+    with pytest.raises(OSError, match="ended after 70000 of 200000 bytes"):
+        _download.fetch(server.url, tmp_path / "file.bin", None)
+    server.break_after = None
+    for _ in range(2):
+        assert _download.fetch(server.url, tmp_path / "file.bin", None).read_bytes() == CONTENT
+    assert server.ranges == [None] * 3
+
+
+# Parts of archives on a server
+
+
+def test_takes_one_member_out_of_a_remote_archive(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_download, "AHEAD", 2**12)
+    server.content = zipped({f"{k}.bin": CONTENT[k:] for k in range(5)}, zipfile.ZIP_STORED)
+    with _download.remote_zip(server.url) as archive:
+        for _ in range(2):
+            path = _download.extract(archive, "3.bin", tmp_path / "new" / "3.bin")
+        with pytest.raises(ValueError, match=r"holds no 7.bin"):
+            _download.extract(archive, "7.bin", tmp_path / "7.bin")
+    assert path.read_bytes() == CONTENT[3:]
+    fetched = sum(1 - int.__sub__(*map(int, r.removeprefix("bytes=").split("-"))) for r in server.ranges if r)
+    assert len(CONTENT) < fetched < 1.3 * len(CONTENT)  # of five times as much
+
+
+def test_a_damaged_member_is_noticed(server: Server, tmp_path: Path) -> None:
+    whole = zipped({"a.bin": CONTENT}, zipfile.ZIP_STORED)
+    server.content = whole.replace(CONTENT[1000:1100], bytes(100))
+    assert len(server.content) == len(whole) != 0 and server.content != whole
+    with pytest.raises(ValueError, match="Bad CRC-32"), _download.remote_zip(server.url) as archive:
+        _download.extract(archive, "a.bin", tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_remote_archives_need_ranges(server: Server) -> None:
+    server.knows_ranges = False
+    with pytest.raises(OSError, match="sends no parts of files"), _download.remote_zip(server.url):
+        pass
+
+
+# Records
+
+
+def test_a_record_is_asked_for_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_download, "ZENODO", f"{server.base}/records")
+    server.add_record(7, {"a.bin": CONTENT})
+    for _ in range(2):
+        record = _download.zenodo(7, tmp_path)
+    assert server.paths == ["/records/7"]
+    assert record.files["a.bin"] == _download.Remote(f"{server.base}/content/a.bin", len(CONTENT), CHECKSUM)
+    assert "cc-by-4.0" in capsys.readouterr().err
+    assert "cc-by-4.0" in (tmp_path / "LICENCE_zenodo_7.txt").read_text()
+    with pytest.raises(ValueError, match=r"holds no b.bin, only a.bin; has it changed"):
+        record.choose(["b.bin"])
+    with pytest.raises(ValueError, match=r"--limit: a.bin is 0.00 GB, more than 0.0001 GB"):
+        record.choose(["a.bin"], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(b"<html>", "expected JSON; has the service changed"), (b'{"files": [], "metadata": {}}', "'title'")],
+)
+def test_another_answer_than_a_record_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, message: str
+) -> None:
+    monkeypatch.setattr(_download, "ZENODO", f"{server.base}/records")
+    server.content = answer
+    with pytest.raises(ValueError, match=message):
+        _download.zenodo(8, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,16 +247,14 @@ def test_htc_views() -> None:
 
 def test_htc_archive(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, twice: one download; afterwards other views come from the archive that is there."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr(htc2022.member("tb"), mat_file())
-    server.content = buffer.getvalue()
+    server.content = zipped({htc2022.member("tb"): mat_file()})
     monkeypatch.setattr(htc2022, "URL", server.url)
     monkeypatch.setattr(htc2022, "CHECKSUM", f"sha256:{hashlib.sha256(server.content).hexdigest()}")
     for n in ("12", "6"):
         assert htc2022.main(["--out", str(tmp_path), "--phantom", "tb", "--views", n, "--size", "16"]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {
-        "htc2022_teaching_data.zip", "htc2022_tb_12views_16px.h5", "htc2022_tb_6views_16px.h5",
+        "htc2022_teaching_data.zip", "LICENCE_htc2022.txt",
+        "htc2022_tb_12views_16px.h5", "htc2022_tb_6views_16px.h5",
     }  # fmt: skip
     assert server.ranges == [None]
     assert htc2022.main(["--out", str(tmp_path), "--phantom", "td"]) == 2

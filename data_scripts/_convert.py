@@ -1,0 +1,64 @@
+"""What converted data sets have in common: the split by patient, and the file of images in Hounsfield units."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from scoreinv.files.atomic import replacing
+from scoreinv.priors.crops import AIR_HU
+
+SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
+
+
+def part_of(patient: str) -> str:
+    """ "train" (80 %), "val" or "test": by SHA-256 of the name alone, so that it never depends on who else is there."""
+    x = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
+    return next(part for part, below in SHARES if x < below)
+
+
+def spread(n: int, most: int | None) -> np.ndarray:
+    """Indices of at most so many of n things, spread evenly."""
+    return np.arange(n) if most is None or most >= n else np.arange(most) * n // most
+
+
+def seen_mm(
+    n_cells: int, cell_mm: float, offset_mm: float, source_origin_mm: float, source_detector_mm: float
+) -> float:
+    """Diameter of the disc about the axis that every view of a fan beam with a flat detector sees whole [mm]."""
+    reach = n_cells * cell_mm / 2 - abs(offset_mm)
+    return 2 * source_origin_mm * math.sin(math.atan(reach / source_detector_mm))
+
+
+def block_mean(images: np.ndarray, n: int) -> np.ndarray:
+    """Means of n x n pixels, (slices, H, W) -> (slices, H // n, W // n); what is left over at the end is dropped."""
+    slices, height, width = len(images), images.shape[1] // n, images.shape[2] // n
+    whole = images[:, : height * n, : width * n]
+    return np.asarray(whole.reshape(slices, height, n, width, n).mean(axis=(2, 4), dtype=np.float32))
+
+
+def write_images(path: Path, hu: np.ndarray, pixel_mm: float, patients: Sequence[str], **about: Any) -> None:
+    """Write the layout of training sets (docs/file-formats.md), whole or not at all.
+
+    Args:
+        path: where to; its folder is made if it does not exist.
+        hu: (slices, H, W) [HU]; rounded to int16, below -1000 becomes -1000.
+        pixel_mm: side of a pixel [mm].
+        patients: one name a slice.
+        **about: attributes with provenance; other than text and numbers as JSON.
+    """
+    stored = np.rint(np.clip(hu, AIR_HU, np.iinfo(np.int16).max)).astype(np.int16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("hu", data=stored, chunks=(1, *stored.shape[1:]), compression="gzip")
+        file["patient"] = np.array(list(patients), dtype=h5py.string_dtype())
+        file["pixel_mm"] = np.full(len(stored), pixel_mm)
+        for name, value in about.items():
+            file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
