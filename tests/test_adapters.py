@@ -26,6 +26,7 @@ from scoreinv.priors.adapters.edm import EDMPrior
 from scoreinv.priors.adapters.weights import load_torch_weights
 from scoreinv.priors.denoiser import Rescaled
 from scoreinv.priors.exact import GaussianPrior
+from scoreinv.sampling import discrete, processes
 
 SHAPE = (2, 2, 3)
 """Channels, rows, columns of the images here."""
@@ -51,7 +52,8 @@ def stub(prior: GaussianPrior, scales: Scales, output: par.Output) -> Callable[[
         s, noise = (v.reshape(-1, 1, 1, 1).to(x_t) for v in scales(label))
         x0 = prior(x_t / s, (noise / s).flatten())
         eps = (x_t - s * x0) / noise
-        return {"epsilon": eps, "v": s * eps - noise * x0, "sample": x0, "score": -eps / noise}[output]
+        foreign = {"epsilon": eps, "v": s * eps - noise * x0, "sample": x0, "score": -eps / noise, "velocity": x0 - eps}
+        return foreign[output]
 
     return network
 
@@ -75,13 +77,17 @@ def steps(label: Tensor) -> tuple[Tensor, Tensor]:
     return (1 / (1 + sigma**2)).sqrt(), (sigma**2 / (1 + sigma**2)).sqrt()
 
 
-COORDINATES: dict[str, tuple[par.Coordinates, Scales]] = {
-    "ve": (par.VE(0.01, 50.0), lambda sigma: (torch.ones_like(sigma), sigma)),
-    "vp": (par.VP(), continuous),
-    "sub-vp": (par.SubVP(), functools.partial(continuous, sub=True)),
-    "ddpm": (par.DiscreteVP(ALPHAS), steps),
-    "ddpm at whole steps": (par.DiscreteVP(ALPHAS, "nearest"), lambda i: (ALPHAS[i].sqrt(), (1 - ALPHAS[i]).sqrt())),
-    "ve in a list": (par.DiscreteVE(SIGMAS), lambda i: (torch.ones_like(SIGMAS[i]), SIGMAS[i])),
+COORDINATES: dict[str, tuple[processes.Coordinates, Scales]] = {
+    "ve": (processes.VE(0.01, 50.0), lambda sigma: (torch.ones_like(sigma), sigma)),
+    "vp": (processes.VP(), continuous),
+    "sub-vp": (processes.SubVP(), functools.partial(continuous, sub=True)),
+    "flow matching": (processes.FlowMatching(0.001, 0.99), lambda tau: (tau, 1 - tau)),
+    "ddpm": (discrete.DiscreteVP(ALPHAS), steps),
+    "ddpm at whole steps": (
+        discrete.DiscreteVP(ALPHAS, "nearest"),
+        lambda i: (ALPHAS[i].sqrt(), (1 - ALPHAS[i]).sqrt()),
+    ),
+    "ve in a list": (discrete.DiscreteVE(SIGMAS), lambda i: (torch.ones_like(SIGMAS[i]), SIGMAS[i])),
 }
 LEVELS: dict[str, list[float]] = {
     "ddpm at whole steps": [float(((1 - a) / a).sqrt()) for a in ALPHAS[[0, 300, 999]]],
@@ -112,11 +118,17 @@ def test_an_exact_network_gives_the_exact_prior(
 
 def test_levels_are_those_of_the_definitions() -> None:
     for name, (coordinates, scales) in COORDINATES.items():
-        labels = {"ve": [0.01, 50.0], "vp": [0.999, 999.0], "sub-vp": [0.999, 999.0], "ve in a list": [399, 0]}
-        ends = torch.tensor(labels.get(name, [0, 999]))
-        s, noise = scales(ends.double() if ends.is_floating_point() or name == "ddpm" else ends)
+        labels = {
+            "ve": [0.01, 50.0],
+            "vp": [0.999, 999.0],
+            "sub-vp": [0.999, 999.0],
+            "flow matching": [0.999, 0.01],
+            "ve in a list": [399, 0],
+        }
+        ends = torch.tensor(labels.get(name, [0, 999]), dtype=torch.float64)
+        s, noise = scales(ends if name not in LEVELS else ends.long())
         assert coordinates.levels == pytest.approx((noise / s).tolist(), rel=1e-6), name
-    assert par.DiscreteVP(ALPHAS).levels[1] == pytest.approx(157.4, rel=1e-3)  # the largest level of DDPM
+    assert discrete.DiscreteVP(ALPHAS).levels[1] == pytest.approx(157.4, rel=1e-3)  # the largest level of DDPM
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -135,19 +147,22 @@ def test_lists_take_the_nearest_level(name: str) -> None:
 
 def test_a_last_step_without_signal_is_left_out() -> None:
     alphas = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
-    assert par.DiscreteVP(alphas).levels == pytest.approx((1 / 3, 1.0))
-    assert par.DiscreteVP(alphas).at(torch.tensor([1.0], dtype=torch.float64)).label == 1
+    assert discrete.DiscreteVP(alphas).levels == pytest.approx((1 / 3, 1.0))
+    assert discrete.DiscreteVP(alphas).at(torch.tensor([1.0], dtype=torch.float64)).label == 1
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: par.DiscreteVP(ALPHAS.flip(0)), "must decrease"),
-        (lambda: par.DiscreteVP(torch.tensor([1.0, 0.5])), r"within \(0, 1\)"),
-        (lambda: par.DiscreteVP(ALPHAS, "closest"), "'interpolated' or 'nearest', got 'closest'"),  # type: ignore[arg-type]
-        (lambda: par.DiscreteVE(SIGMAS.flip(0)), "positive and decrease"),
-        (lambda: par.DiscreteVE(SIGMAS - 1), "positive and decrease"),
-        (lambda: par.Parametrised(lambda x, t: x, par.VP(), "noise"), "epsilon, v, sample, score, got 'noise'"),  # type: ignore[arg-type]
+        (lambda: discrete.DiscreteVP(ALPHAS.flip(0)), "must decrease"),
+        (lambda: discrete.DiscreteVP(torch.tensor([1.0, 0.5])), r"within \(0, 1\)"),
+        (lambda: discrete.DiscreteVP(ALPHAS, "closest"), "'interpolated' or 'nearest', got 'closest'"),  # type: ignore[arg-type]
+        (lambda: discrete.DiscreteVE(SIGMAS.flip(0)), "positive and decrease"),
+        (lambda: discrete.DiscreteVE(SIGMAS - 1), "positive and decrease"),
+        (
+            lambda: par.Parametrised(lambda x, t: x, processes.VP(), "noise"),
+            "epsilon, v, sample, score, velocity, got 'noise'",
+        ),  # type: ignore[arg-type]
     ],
 )
 def test_impossible_coordinates(make: Callable[[], Any], words: str) -> None:
@@ -180,7 +195,7 @@ def test_outside_the_range(prior: GaussianPrior, name: str, output: par.Output, 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.004, 0.7, 500.0])
 def test_gradients_are_the_exact_ones(prior: GaussianPrior, sigma: float, rng: Generator) -> None:
-    adapted = par.Parametrised(stub(prior, continuous, "epsilon"), par.VP(), "epsilon")
+    adapted = par.Parametrised(stub(prior, continuous, "epsilon"), processes.VP(), "epsilon")
     x = prior.draw(2, rng).requires_grad_()
     weights = torch.randn(2, *SHAPE, generator=rng, dtype=torch.float64)
     level = torch.tensor(sigma, dtype=torch.float64)
@@ -257,12 +272,12 @@ def test_half_precision_is_of_the_network_only(rng: Generator) -> None:
             return torch.zeros_like(x)
 
     x = 30 * torch.randn(2, 4, 4, generator=rng)
-    adapted = par.Parametrised(functools.partial(Half()), par.VP(), "epsilon")
+    adapted = par.Parametrised(functools.partial(Half()), processes.VP(), "epsilon")
     assert torch.equal(adapted(x, torch.tensor(30.0)), x) and seen == [torch.bfloat16, torch.float32]
 
 
 def test_units_are_mapped_by_rescaled(prior: GaussianPrior, rng: Generator) -> None:
-    adapted = Rescaled(par.Parametrised(stub(prior, continuous, "v"), par.VP(), "v"), 0.5, 2.0)
+    adapted = Rescaled(par.Parametrised(stub(prior, continuous, "v"), processes.VP(), "v"), 0.5, 2.0)
     x = 0.5 + 2 * prior.draw(2, rng)
     got = adapted(x, torch.tensor(0.8))
     torch.testing.assert_close(got, 0.5 + 2 * prior((x - 0.5) / 2, torch.tensor(0.4)), rtol=1e-6, atol=1e-6)
@@ -271,7 +286,7 @@ def test_units_are_mapped_by_rescaled(prior: GaussianPrior, rng: Generator) -> N
 def test_a_result_of_another_shape_is_refused() -> None:
     network = Tiny(1, n_out=3)
     with pytest.raises(ValueError, match=r"images \(2, 1, 4, 4\) came back from the network as \(2, 3, 4, 4\)"):
-        par.Parametrised(network, par.VP(), "epsilon")(torch.zeros(2, 4, 4), torch.tensor(1.0))
+        par.Parametrised(network, processes.VP(), "epsilon")(torch.zeros(2, 4, 4), torch.tensor(1.0))
 
 
 # EDM
@@ -294,7 +309,7 @@ def test_edm_labels_and_levels(prior: GaussianPrior, rng: Generator) -> None:
 
 
 def test_adm_schedules() -> None:
-    linear, cosine = adm.linear_betas(1000), adm.cosine_betas(1000)
+    linear, cosine = discrete.linear_betas(1000), discrete.cosine_betas(1000)
     assert linear[0] == pytest.approx(1e-4) and linear[-1] == pytest.approx(0.02)
     torch.testing.assert_close((1 - linear).cumprod(0), ALPHAS)
     assert cosine[0] == pytest.approx(4.128e-5, rel=1e-3) and cosine[-1] == 0.999
@@ -307,7 +322,7 @@ def test_adm_schedules() -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_adm_leaves_learned_variances_aside(schedule: Any, prior: GaussianPrior, rng: Generator) -> None:
-    alphas = (1 - {"linear": adm.linear_betas, "cosine": adm.cosine_betas}[schedule](1000)).cumprod(0)
+    alphas = (1 - {"linear": discrete.linear_betas, "cosine": discrete.cosine_betas}[schedule](1000)).cumprod(0)
     exact = stub(prior, lambda t: (alphas[t.round().long()].sqrt(), (1 - alphas[t.round().long()]).sqrt()), "epsilon")
     adapted = adm.adm_prior(lambda x, t: torch.cat([exact(x, t), 1e3 + x], dim=1), schedule)
     x, steps = prior.draw(3, rng), torch.tensor([0, 500, 990])
@@ -629,5 +644,5 @@ def test_the_page_names_every_adapter() -> None:
     for module in sorted(p.stem for p in Path(str(par.__file__)).parent.glob("*.py")):
         if module not in ("__init__", "optional", "weights", "score_sde_layers"):
             assert f"scoreinv.priors.adapters.{module}" in PAGE
-    for word in (*get_args(par.Output), "VE", "VP", "SubVP", "DiscreteVP", "DiscreteVE"):
+    for word in (*get_args(par.Output), "VE", "VP", "SubVP", "FlowMatching", "DiscreteVP", "DiscreteVE"):
         assert word in PAGE

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from scoreinv.priors.adapters import score_sde_layers as layers
-from scoreinv.priors.adapters.parametrisation import SubVP
 from scoreinv.priors.adapters.score_sde import coordinates, load_score_sde, score_sde_prior
 from scoreinv.priors.adapters.score_sde_network import NCSNpp, ScoreSDEConfig
+from scoreinv.sampling.processes import SubVP
 
 SMALL: dict[str, Any] = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "image_size": 8, "num_channels": 1}
 DEEPER = SMALL | {"ch_mult": (1, 2, 1)}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from scoreinv.sampling.discrete import DiscreteVP
+from scoreinv.sampling.processes import Process
+
 
 def geometric(n: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Equal ratios: the variance-exploding schedule of Song et al. 2021 (arXiv:2011.13456, eq. 9), then 0.
@@ -44,6 +47,32 @@ def karras(n: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tens
     fraction = torch.linspace(0, 1, n, dtype=torch.float64)
     first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return _with_zero((first + fraction * (last - first)) ** rho)
+
+
+def in_time(n: int, process: Process) -> Tensor:
+    """Levels of a process equally spaced in its time, from t_max to t_min (Song et al. 2021, arXiv:2011.13456), then 0.
+
+    Returns:
+        (n + 1,) in float64, in the unit of the process.
+    """
+    if n < 1:
+        raise ValueError(f"in_time: expected at least one level, got n = {n}")
+    return _with_zero(process.sigma(torch.linspace(process.t_max, process.t_min, n, dtype=torch.float64)))
+
+
+def respaced(n: int, chain: DiscreteVP) -> Tensor:
+    """Every (N / n)-th level of a chain of N steps, its smallest among them, then 0 (DDIM: Song, Meng, Ermon 2020).
+
+    Returns:
+        (n + 1,) in float64, in the unit of the chain.
+
+    Raises:
+        ValueError: the chain has fewer than n steps.
+    """
+    sigmas = chain.sigmas
+    if not 1 <= n <= len(sigmas):
+        raise ValueError(f"respaced: expected 1 to {len(sigmas)} of the chain's {len(sigmas)} steps, got n = {n}")
+    return _with_zero(sigmas[: n * (len(sigmas) // n) : len(sigmas) // n].flip(0))
 
 
 def _with_zero(levels: Tensor) -> Tensor:

@@ -93,24 +93,33 @@ class Ancestral:
 class Churn:
     """Heun's step from a higher level: noise is added until σ̂ = (1 + γ) σ, then the flow followed from there to σ'.
 
-    γ = 0 is `heun`. Two evaluations; Karras et al. 2022, arXiv:2206.00364, algorithm 2, with S_noise = 1 and γ at every level.
+    γ = 0 is `heun`. Two evaluations; Karras et al. 2022, arXiv:2206.00364, algorithm 2.
 
     Attributes:
         gamma: γ; the paper's S_churn / (number of levels), at most √2 − 1.
+        noise: S_noise, standard deviation of what is added relative to what the law of x asks for.
+        lowest, highest: S_tmin and S_tmax, the levels between which noise is added, in the unit of x.
     """
 
     gamma: float = 0.1
+    noise: float = 1.0
+    lowest: float = 0.0
+    highest: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= math.sqrt(2) - 1:
             raise ValueError(f"Churn: gamma must lie in [0, √2 - 1], got {self.gamma}")
+        if self.noise < 0 or not 0 <= self.lowest <= self.highest:
+            raise ValueError(
+                f"Churn: expected noise >= 0 and 0 <= lowest <= highest, got {self.noise}, {self.lowest} and {self.highest}"
+            )
 
     def __call__(
         self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
     ) -> Tensor:
-        if self.gamma > 0:
+        if self.gamma > 0 and self.lowest <= sigma <= self.highest:
             raised = (1 + self.gamma) * sigma
-            x = x + (raised**2 - sigma**2).sqrt() * normal(rngs, x)
+            x = x + self.noise * (raised**2 - sigma**2).sqrt() * normal(rngs, x)
             sigma = raised
         return heun(denoise, x, sigma, sigma_next, rngs)
 
@@ -146,15 +155,18 @@ class Langevin:
     """Langevin corrector at the level sigma (sigma_next is not looked at): x + ε S + √(2ε) z, ε = 2 (snr ‖z‖ / ‖S‖)².
 
     Norms are of each member of the batch, unlike in the original, where they are averages over the batch and an image's
-    step depends on its mates. Song et al. 2021, arXiv:2011.13456, algorithm 4.
+    step depends on its mates. Song et al. 2021, arXiv:2011.13456, algorithm 4; in the coordinate of VP the rule is the same
+    but for a factor α = 1 − β on ε (algorithm 5).
 
     Attributes:
         snr: signal-to-noise ratio ‖ε S‖ / ‖√(2ε) z‖ of a step.
         n_steps: number of steps, an evaluation each.
+        alpha: σ -> α; for N steps of VP `lambda sigma: 1 - vp.beta(vp.time(sigma)) / N`. By default 1.
     """
 
     snr: float
     n_steps: int = 1
+    alpha: Callable[[Tensor], Tensor] | None = None
 
     def __call__(
         self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
@@ -163,6 +175,8 @@ class Langevin:
             score = (denoise(x, sigma) - x) / sigma**2
             z = normal(rngs, x)
             step_size = 2 * (self.snr * _norm(z) / _norm(score)) ** 2
+            if self.alpha is not None:
+                step_size = step_size * self.alpha(sigma).to(x)
             x = x + step_size * score + (2 * step_size).sqrt() * z
         return x
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Denoiser, Rescaled, scale_of
 from scoreinv.progress import track
 from scoreinv.sampling.levels import karras
 from scoreinv.sampling.loop import last, member_streams, sample
-from scoreinv.sampling.steps import heun
+from scoreinv.sampling.steps import Step, heun
 from scoreinv.streams import normal
 
 
@@ -22,23 +22,28 @@ def generate(
     n_levels: int = 32,
     sigma_min: float = 0.005,
     sigma_max: float = 40.0,
+    step: Step = heun,
 ) -> Tensor:
-    """Draws from a prior by Heun's method on the probability flow (Karras et al. 2022, arXiv:2206.00364, algorithm 1).
+    """Draws from a prior, by default by Heun's method on the probability flow (Karras et al. 2022, arXiv:2206.00364, alg. 1).
 
     Args:
         prior: D.
         shape: of an image.
         n: how many; each depends on the seed and its own number alone.
         rng: source of all randomness.
-        n_levels: noise levels; 2 n_levels - 1 evaluations of the prior.
+        n_levels: noise levels; 2 n_levels - 1 evaluations of the prior by Heun's method.
         sigma_min, sigma_max: last and first of them, in the prior's own unit.
+        step: any step of this room that takes x to level 0 (`finished` makes one of any other), in the prior's own unit.
 
     Returns:
         (n, *shape).
     """
+    if isinstance(prior, Rescaled):
+        own = generate(
+            prior.denoiser, shape, n, rng, n_levels=n_levels, sigma_min=sigma_min, sigma_max=sigma_max, step=step
+        )
+        return prior.shift + prior.scale * own
     rngs = member_streams(rng, n, 1)
     sigmas = (karras(n_levels, sigma_min, sigma_max) * scale_of(prior)).float()
-    x = sigmas[0] * normal(rngs, torch.zeros(n, *shape))
-    if hasattr(prior, "shift"):
-        x = x + prior.shift
-    return last(track(sample(prior, x, sigmas, step=heun, rngs=rngs), "samples", n_levels))
+    x = getattr(prior, "shift", 0.0) + sigmas[0] * normal(rngs, torch.zeros(n, *shape))
+    return last(track(sample(prior, x, sigmas, step=step, rngs=rngs), "samples", n_levels))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from scoreinv.priors.adapters.optional import optional
-from scoreinv.priors.adapters.parametrisation import DiscreteVP, Output, Parametrised
+from scoreinv.priors.adapters.parametrisation import Output, Parametrised
+from scoreinv.sampling.discrete import DiscreteVP
 
 _OUTPUTS: dict[str, Output] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 

@@ -6,8 +6,10 @@ A network sees x_t = s x₀ + σ_t ε. With σ = σ_t / s that is x_t = s x for 
     score     o = ∇ log p_t(x_t)      D = x + s σ² o
     v         o = s ε − σ_t x₀        D = (x − σ o / s) / (1 + σ²)                (Salimans, Ho 2022, arXiv:2202.00512)
     sample    o = x₀                  D = o
+    velocity  o = x₀ − ε              D = (x + σ o) / (1 + σ)                    (Lipman et al. 2023, arXiv:2210.02747)
 
-so that `Coordinates` are, for each level σ, the scale s and the label by which the network knows the level.
+so that `Coordinates` are, for each level σ, the scale s and the label by which the network knows the level: those of the
+processes in `scoreinv.sampling.processes` and of the chains in `scoreinv.sampling.discrete`.
 
 Levels outside the range on which a network was trained:
 
@@ -19,15 +21,16 @@ Levels outside the range on which a network was trained:
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-Output = Literal["epsilon", "v", "sample", "score"]
+from scoreinv.sampling.processes import Coordinates
+
+Output = Literal["epsilon", "v", "sample", "score", "velocity"]
 
 _TINY = 1e-300
 """Keeps 0 / 0 out where the smallest level is 0."""
@@ -60,31 +63,31 @@ def adapted(mean: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, 
     return torch.where(column(sigma < level, z).bool(), faded, result).reshape(x.shape)
 
 
-class Coordinates(Protocol):
-    """x_t = s x₀ + s σ ε, as functions of σ (batch,) in float64."""
+def denoised(kind: Output, output: Tensor, x: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
+    """D from what a network predicts; all shaped to broadcast with x = x_t / s."""
+    if kind == "epsilon":
+        return x - sigma * output
+    if kind == "score":
+        return x + scale * sigma**2 * output
+    if kind == "v":
+        return (x - sigma * output / scale) / (1 + sigma**2)
+    if kind == "velocity":
+        return (x + sigma * output) / (1 + sigma)
+    return output
 
-    @property
-    def levels(self) -> tuple[float, float]:
-        """The smallest and the largest σ."""
-        ...
 
-    def at(self, sigma: Tensor) -> Place:
-        """Where a level within these lies."""
-        ...
-
-
-class Place(NamedTuple):
-    """A level in a network's coordinates, everything (batch,).
-
-    Attributes:
-        sigma: the level that is meant: the one asked for, or the nearest that the network knows.
-        scale: s.
-        label: what the network takes beside x_t.
-    """
-
-    sigma: Tensor
-    scale: Tensor
-    label: Tensor
+def predicted(kind: Output, clean: Tensor, x: Tensor, sigma: Tensor, scale: Tensor) -> Tensor:
+    """What a network would predict whose D is clean: the inverse of `denoised`, for sigma > 0."""
+    eps = (x - clean) / sigma
+    if kind == "epsilon":
+        return eps
+    if kind == "score":
+        return -eps / (scale * sigma)
+    if kind == "v":
+        return scale * (eps - sigma * clean)
+    if kind == "velocity":
+        return clean - eps
+    return clean
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +96,7 @@ class Parametrised:
 
     Attributes:
         network: (x_t, label) -> its prediction, shaped like x_t; channels beyond those (a learned variance) and, in a
-            tuple, everything after the first, are left aside. Modules should be in evaluation mode.
+            tuple, everything after the first, are left aside by a call. Modules should be in evaluation mode.
         coordinates: what x_t and label are.
         output: what it predicts.
     """
@@ -114,7 +117,33 @@ class Parametrised:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         return adapted(self._mean, x, sigma, self.levels)
 
+    def with_variance(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """D and the learned variance of a network with twice as many channels, from one evaluation.
+
+        Returns:
+            D, and v in [0, 1], both shaped like x: the variance of a step is large^v small^(1 − v) (Nichol, Dhariwal 2021,
+            arXiv:2102.09672, eq. 15).
+
+        Raises:
+            ValueError: the network predicts no variance.
+        """
+        rest: list[Tensor] = []
+
+        def mean(z: Tensor, level: Tensor) -> Tensor:
+            clean, more = self._evaluated(z, level)
+            rest.extend(() if more is None else (more,))
+            return clean
+
+        clean = adapted(mean, x, sigma, self.levels)
+        if not rest:
+            raise ValueError("Parametrised: the network predicts no variance (no second half of 2C channels)")
+        return clean, ((rest[0] + 1) / 2).reshape(x.shape)
+
     def _mean(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._evaluated(x, sigma)[0]
+
+    def _evaluated(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """D, and the second half of the channels where there are twice as many."""
         place = self.coordinates.at(sigma)
         sigma, s, label = column(place.sigma, x), column(place.scale, x), place.label
         x_t = fitted(s * x, self.network)
@@ -122,139 +151,10 @@ class Parametrised:
             label = label.to(torch.promote_types(x_t.dtype, torch.float32))
         output = self.network(x_t, label)
         output = cast("Tensor", output[0] if isinstance(output, tuple) else output).to(x.dtype)
+        rest = None
         if output.shape[1] == 2 * x.shape[1]:
-            output = output.chunk(2, dim=1)[0]
-        if self.output == "epsilon":
-            return x - sigma * output
-        if self.output == "score":
-            return x + s * sigma**2 * output
-        if self.output == "v":
-            return (x - sigma * output / s) / (1 + sigma**2)
-        return output
-
-
-@dataclass(frozen=True)
-class VE:
-    """Variance exploding: s = 1, labelled by σ itself (Song et al. 2021, arXiv:2011.13456, eq. 9)."""
-
-    sigma_min: float
-    sigma_max: float
-
-    @property
-    def levels(self) -> tuple[float, float]:
-        return self.sigma_min, self.sigma_max
-
-    def at(self, sigma: Tensor) -> Place:
-        return Place(sigma, torch.ones_like(sigma), sigma)
-
-
-@dataclass(frozen=True)
-class VP:
-    """Variance preserving in continuous time: s = e^(−B/2), σ_t² = 1 − s², B = β_min t + (β_max − β_min) t² / 2.
-
-    (Song et al. 2021, arXiv:2011.13456, eq. 29 and 33.)
-
-    Attributes:
-        beta_min, beta_max: β at t = 0 and t = 1.
-        t_min: the smallest time of the training.
-        label_per_time: the label of t = 1; labels are proportional to t.
-    """
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-    label_per_time: float = 999.0
-
-    @property
-    def levels(self) -> tuple[float, float]:
-        lowest, highest = (self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2 for t in (self.t_min, 1.0))
-        return self._sigma(lowest), self._sigma(highest)
-
-    def at(self, sigma: Tensor) -> Place:
-        B = self._integral(sigma)
-        t = 2 * B / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B).sqrt())
-        return Place(sigma, (-B / 2).exp(), t * self.label_per_time)
-
-    def _sigma(self, integral: float) -> float:
-        return math.sqrt(math.expm1(integral))
-
-    def _integral(self, sigma: Tensor) -> Tensor:
-        return (sigma**2).log1p()
-
-
-@dataclass(frozen=True)
-class SubVP(VP):
-    """The same s with σ_t = 1 − s², so σ = 2 sinh(B / 2) (Song et al. 2021, arXiv:2011.13456, eq. 29)."""
-
-    def _sigma(self, integral: float) -> float:
-        return 2 * math.sinh(integral / 2)
-
-    def _integral(self, sigma: Tensor) -> Tensor:
-        return 2 * (sigma / 2).asinh()
-
-
-@dataclass(frozen=True, eq=False)
-class DiscreteVP:
-    """Variance preserving in discrete time: s = √ᾱ_i, σ_t = √(1 − ᾱ_i), labelled by i (Ho et al. 2020, arXiv:2006.11239).
-
-    Attributes:
-        alphas_cumprod: ᾱ, (N,), decreasing; a last ᾱ of 0 has no finite level and is left out.
-        labels: "interpolated" gives every level its own label, linear in ln σ between whole numbers, which networks that
-            embed the time by sines take; "nearest" takes the nearest of the levels for the one asked for.
-    """
-
-    alphas_cumprod: Tensor
-    labels: Literal["interpolated", "nearest"] = "interpolated"
-
-    def __post_init__(self) -> None:
-        a = self.alphas_cumprod
-        if a.ndim != 1 or len(a) < 2 or not (a.diff() < 0).all() or not a[0] < 1 or not a[-1] >= 0:
-            raise ValueError("DiscreteVP: alphas_cumprod must decrease within (0, 1)")
-        if self.labels not in ("interpolated", "nearest"):
-            raise ValueError(f"DiscreteVP: labels are 'interpolated' or 'nearest', got {self.labels!r}")
-
-    @property
-    def levels(self) -> tuple[float, float]:
-        return float(self._ln_sigmas[0].exp()), float(self._ln_sigmas[-1].exp())
-
-    def at(self, sigma: Tensor) -> Place:
-        table = self._ln_sigmas.to(sigma.device)
-        label = _position(sigma.log(), table)
-        if self.labels == "nearest":
-            label = label.round().long()
-            sigma = table[label].exp()
-        return Place(sigma, (1 + sigma**2).rsqrt(), label)
-
-    @functools.cached_property
-    def _ln_sigmas(self) -> Tensor:
-        a = self.alphas_cumprod.double()
-        return torch.logit(1 - a[a > 0]) / 2
-
-
-@dataclass(frozen=True, eq=False)
-class DiscreteVE:
-    """Variance exploding at the levels of a list, labelled by their places in it (Song, Ermon 2019, arXiv:1907.05600).
-
-    The nearest of the levels is taken for the one asked for.
-
-    Attributes:
-        sigmas: (N,), decreasing.
-    """
-
-    sigmas: Tensor
-
-    def __post_init__(self) -> None:
-        if self.sigmas.ndim != 1 or len(self.sigmas) < 2 or not (self.sigmas.diff() < 0).all() or self.sigmas[-1] <= 0:
-            raise ValueError("DiscreteVE: sigmas must be positive and decrease")
-
-    @property
-    def levels(self) -> tuple[float, float]:
-        return float(self.sigmas[-1]), float(self.sigmas[0])
-
-    def at(self, sigma: Tensor) -> Place:
-        table = self.sigmas.to(sigma)
-        label = len(table) - 1 - _position(sigma.log(), table.flip(0).log()).round().long()
-        return Place(table[label], torch.ones_like(sigma), label)
+            output, rest = output.chunk(2, dim=1)
+        return denoised(self.output, output, x, sigma, s), rest
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:
@@ -274,10 +174,3 @@ def on_images(prior: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tenso
     """One of our priors on images of a library in which single-channel images have a channel axis, (batch, 1, H, W)."""
     single = x.ndim == 4 and x.shape[1] == 1
     return prior(x[:, 0] if single else x, sigma).reshape(x.shape)
-
-
-def _position(value: Tensor, table: Tensor) -> Tensor:
-    """Where values lie in an increasing table, linear between its entries: the inverse of reading it off."""
-    above = torch.searchsorted(table, value.contiguous()).clamp(1, len(table) - 1)
-    low, high = table[above - 1], table[above]
-    return (above - 1 + (value - low) / (high - low)).clamp(0, len(table) - 1)

@@ -19,9 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoreinv.priors.adapters.parametrisation import VE, VP, Coordinates, DiscreteVE, DiscreteVP, Parametrised, SubVP
+from scoreinv.priors.adapters.parametrisation import Parametrised
 from scoreinv.priors.adapters.score_sde_network import NCSNpp, ScoreSDEConfig
 from scoreinv.priors.adapters.weights import load_torch_weights
+from scoreinv.sampling.discrete import DiscreteVE, DiscreteVP
+from scoreinv.sampling.processes import VE, VP, Coordinates, SubVP
 
 
 def score_sde_prior(network: NCSNpp) -> Parametrised:
@@ -64,7 +66,7 @@ def coordinates(config: ScoreSDEConfig) -> Coordinates:
         return VP(config.beta_min, config.beta_max)
     n = config.num_scales
     betas = torch.linspace(config.beta_min / n, config.beta_max / n, n, dtype=torch.float64)
-    return DiscreteVP((1 - betas).cumprod(0))
+    return DiscreteVP.of(betas)
 
 
 def _fill(network: NCSNpp, checkpoint: Mapping[str, Any], weights: str) -> None:
