@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 from scoreinv.calibration import Calibration, Case, calibrated, conformal_factor
-from scoreinv.configure import operator_for_image
 from scoreinv.files.images import read_image_set
-from scoreinv.files.scan import Scan
-from scoreinv.problem import simulate
 from scoreinv.progress import track
 from scoreinv.reconstruction import conditions_of, reconstruct
-from scoreinv.units import hu_from_mu, mu_from_hu
+from scoreinv.simulation import patient_scan
+from scoreinv.units import hu_from_mu
 
 
 def calibrate(
@@ -55,19 +53,14 @@ def calibrate(
     conformal_factor([torch.zeros(1)] * max(len(chosen) - 1, 0), level)  # enough patients? before hours of work
     cases, conditions = [], None
     for k, i in enumerate(track(chosen, "calibrate", len(chosen))):
-        hu, side = torch.from_numpy(data.images[i]).float(), data.side_mm(i)
-        if not side > 0:
-            raise ValueError(f"patient {data.patients[i]}: the side of a pixel is unknown; add pixel_mm to the file")
-        A = operator_for_image(operator, tuple(hu.shape), side, arguments)
-        rng = torch.Generator().manual_seed(seed + k)
-        scan = Scan(simulate(A, mu_from_hu(hu), rng, relative_noise=relative_noise))
+        scan = patient_scan(data, i, operator, arguments, relative_noise=relative_noise, seed=seed + k)
         result = reconstruct(
             scan, method, samples=samples, seed=seed + k, prior=prior, settings=settings, device=device, calibrations=()
         )
         if result.std is None or result.mean_hu is None:
             raise ValueError(f"method {method!r} gives one image without uncertainty; there is nothing to calibrate")
         std_hu = 1000 * result.std / scan.mu_water_per_mm
-        cases.append(Case(result.mean_hu, std_hu, hu_from_mu(mu_from_hu(hu))))
+        cases.append(Case(result.mean_hu, std_hu, hu_from_mu(torch.as_tensor(scan.problem.truth))))
         conditions = conditions or conditions_of(scan.problem, result)
     assert conditions is not None
     return calibrated(cases, conditions, level)

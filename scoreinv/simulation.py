@@ -14,6 +14,7 @@ from scoreinv.configure import operator_for_image
 from scoreinv.files.images import read_image, read_picture
 from scoreinv.files.scan import Scan
 from scoreinv.files.versions import package_version
+from scoreinv.priors.crops import ImageSet
 from scoreinv.problem import simulate, simulate_counts
 from scoreinv.units import MU_WATER_PER_MM, mu_from_hu
 
@@ -57,6 +58,29 @@ def simulate_scan(
         problem = simulate_counts(A, x, rng, photons=photons)
     info = {"image": image.name, "seed": seed, "created_by": f"scoreinv {package_version()} simulate"}
     return Scan(problem, mu_water_per_mm, info, photons)
+
+
+def patient_scan(
+    data: ImageSet, index: int, operator: str, arguments: Mapping[str, Any], *, relative_noise: float, seed: int
+) -> Scan:
+    """The simulated scan of one image of a set, with the image as its truth.
+
+    Args:
+        data: CT images [HU].
+        index: of the image.
+        operator: registered name.
+        arguments: see `configure.operator_for_image`.
+        relative_noise: standard deviation of the noise over the mean of the data.
+        seed: of the noise.
+
+    Raises:
+        ValueError: the side of its pixels is unknown, or an argument is not what is expected.
+    """
+    hu, side = torch.from_numpy(data.images[index]).float(), data.side_mm(index)
+    if not side > 0:
+        raise ValueError(f"patient {data.patients[index]}: the side of a pixel is unknown; add pixel_mm to the file")
+    A = operator_for_image(operator, tuple(hu.shape), side, arguments)
+    return Scan(simulate(A, mu_from_hu(hu), torch.Generator().manual_seed(seed), relative_noise=relative_noise))
 
 
 def _image(

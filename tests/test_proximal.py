@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv.linop import LinearOperator
+from scoreinv.metrics import chi_squared
 from scoreinv.posterior.proximal import Proximal, proximal_denoiser
 from scoreinv.priors.denoiser import Counted, Rescaled
 from scoreinv.priors.exact import GaussianPrior
@@ -157,6 +158,23 @@ def test_default_settings_beat_the_prior_mean_and_the_data_alone(rng: Generator)
     image = Proximal(prior, samples=1, sigma_min=0.1, draw_sigma=0.2, sigma_max=1.0)(p, rng)[0]
     least_squares = (p.y @ torch.linalg.pinv(p.A.matrix).T)[:, None]  # type: ignore[attr-defined]
     assert error(image) < 0.5 * error(prior.mean.expand_as(exact)) and error(image) < 0.5 * error(least_squares)
+
+
+def test_the_last_step_stops_at_the_noise(rng: Generator) -> None:
+    """A prior that knows nothing of the truth, trusted far too little: χ² is 1, not 0; noise-free data are met all the same."""
+    p, _ = problem(rng, 12, 12, torch.tensor([[0.2], [0.0]], dtype=F64), batch=2)
+
+    def nothing(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    method = Proximal(nothing, samples=1, sigma_max=0.1, trust=1000.0, iterations=50)
+    noisy, exact = chi_squared(p, method(p, rng)[0])
+    assert abs(noisy - 1) < 0.1 and exact < 1e-6
+    draws = chi_squared(p, dataclasses.replace(method, samples=3)(p, rng))
+    assert ((draws[:, 0] - 1).abs() < 0.1).all()
+    timid = dataclasses.replace(method, trust=1.0)  # exact for a right prior, so nothing is held back
+    expected = proximal_denoiser(nothing, p, iterations=50)(p.A.H(p.y), torch.tensor(0.01))
+    torch.testing.assert_close(timid(p, rng)[0], expected)
 
 
 @pytest.mark.parametrize("samples", [1, 3])

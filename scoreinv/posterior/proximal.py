@@ -16,17 +16,22 @@ Two uses of the one posterior denoiser P ∘ D:
             the network's evaluations go through its equivalent poses (`priors.denoiser.Posed`), whose errors average out
     draws   x = image + σ n, then x' = P(D(x, σ)) + σ' n (ancestral steps, fresh noise): each draw explores what data and
             image leave open
+
+Where trust > 1, the last step of both takes the largest r between σ and trust · σ with ‖(A P(D) − y) / σ_y‖² ≥ m, m the number of
+data, or else σ: following the data further is following their noise (the discrepancy principle, Morozov 1966).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.metrics import chi_squared
 from scoreinv.priors.denoiser import Denoiser, posed, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
@@ -49,8 +54,8 @@ def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, 
     return lambda x, sigma: proximal(prior(x, sigma), sigma)
 
 
-def _proximal_map(problem: Problem, trust: float, iterations: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """(D, σ) -> P(D)."""
+def _proximal_map(problem: Problem, trust: float | Tensor, iterations: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """(D, σ) -> P(D); trust may be one number for each member."""
     A = problem.A
     weights, tau = noise_weights(problem)
 
@@ -62,6 +67,26 @@ def _proximal_map(problem: Problem, trust: float, iterations: int) -> Callable[[
     def proximal(estimate: Tensor, sigma: Tensor) -> Tensor:
         rho = like((tau / (trust * torch.as_tensor(sigma).to(estimate))) ** 2, estimate)
         return cg(lambda z: A.H(weighted(A(z))) + rho * z, data + rho * estimate, estimate, max_iterations=iterations)
+
+    return proximal
+
+
+def _last_map(problem: Problem, trust: float, iterations: int, halvings: int = 8) -> Callable[[Tensor, Tensor], Tensor]:
+    """(D, σ) -> P(D) with the trust of the discrepancy principle, by bisection of its logarithm; noise-free members keep theirs."""
+
+    def proximal(estimate: Tensor, sigma: Tensor) -> Tensor:
+        most = estimate.new_full((len(estimate),), math.log(trust))
+        low, high = most.clamp(max=0), most
+        noisy = (noise_weights(problem)[1].flatten() > 0).expand(len(estimate))
+        out = _proximal_map(problem, trust, iterations)(estimate, sigma)
+        if trust <= 1 or not noisy.any():
+            return out
+        keep = ~noisy | (chi_squared(problem, out) >= 1)
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            close = chi_squared(problem, _proximal_map(problem, middle.exp(), iterations)(estimate, sigma)) < 1
+            low, high = torch.where(close, low, middle), torch.where(close, middle, high)
+        return _proximal_map(problem, torch.where(keep, most, low).exp(), iterations)(estimate, sigma)
 
     return proximal
 
@@ -90,7 +115,7 @@ class Proximal:
     n_levels: int = 30
     sigma_max: float | None = None
     sigma_min: float = 0.01
-    momentum: float = 0.5
+    momentum: float = 0.8
     trust: float = 3.0
     iterations: int = 10
     draw_levels: int = 5
@@ -124,8 +149,11 @@ class Proximal:
         weights, _ = noise_weights(problem)
         x = cgls(problem.A, problem.y, max_iterations=self.iterations, weights=weights)
         previous = None
-        for k, sigma in enumerate(self._levels(self.n_levels, self.sigma_max or _first_level(problem), x)):
-            estimate = proximal(posed(self.prior, k)(x, sigma), sigma)
+        first = self.sigma_max or (0.3 if sees_every_pixel(problem) else 3.0)
+        for k, sigma in enumerate(self._levels(self.n_levels, first, x), start=1):
+            if k == self.n_levels:
+                proximal = _last_map(problem, self.trust, self.iterations)
+            estimate = proximal(posed(self.prior, k - 1)(x, sigma), sigma)
             x = estimate if previous is None else estimate + self.momentum * (estimate - previous)
             previous = estimate
             yield estimate
@@ -136,6 +164,8 @@ class Proximal:
         levels = self._levels(self.draw_levels, self.draw_sigma, x)
         x = x + levels[0] * normal(rngs, x)
         for k, (sigma, sigma_next) in enumerate(itertools.zip_longest(levels, levels[1:])):
+            if sigma_next is None:
+                proximal = _last_map(problem, self.trust, self.iterations)
             estimate = proximal(posed(self.prior, k)(x, sigma), sigma)
             yield estimate
             if sigma_next is not None:
@@ -146,7 +176,8 @@ class Proximal:
         return (geometric(n, self.sigma_min, sigma_max)[:-1] * scale_of(self.prior)).to(like_)
 
 
-def _first_level(problem: Problem) -> float:
-    """A pixel that A does not see starts from nothing and needs more noise than one that is only blurred by streaks."""
+def sees_every_pixel(problem: Problem) -> bool:
+    """Whether all pixels leave a trace in the data: one that does not starts from nothing and needs more noise at first than one that is
+    only blurred by streaks."""
     ones = torch.ones(problem.A.in_shape, dtype=problem.y.dtype, device=problem.y.device)
-    return 0.3 if bool((problem.A.H(problem.A(ones)).abs() > 0).all()) else 3.0
+    return bool((problem.A.H(problem.A(ones)).abs() > 0).all())
