@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,23 +14,67 @@ from scoreinv.linop import LinearOperator
 
 
 @dataclass(frozen=True, eq=False)
+class Counts:
+    """The photons that transmission data were made from, N ~ Poisson(photons · exp(-A x)).
+
+    Attributes:
+        arrived: N, (*batch, *A.out_shape).
+        photons: how many arrive without an object, the same number for every datum.
+
+    Raises:
+        ValueError: a count is negative or not finite, or photons is not positive and finite.
+    """
+
+    arrived: Tensor
+    photons: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.photons < math.inf:
+            raise ValueError(f"Counts: photons must be positive and finite, got {self.photons}")
+        if not torch.isfinite(self.arrived).all() or (self.arrived < 0).any():
+            raise ValueError("Counts: photon counts must be finite and not negative")
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Counts:
+        """The same photons in another shape, order or place."""
+        return Counts(change(self.arrived), self.photons)
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Data with the operator and the noise that they came from.
 
     Attributes:
         A: the operator; images in its unit (1/mm for CT).
-        y: (*batch, *A.out_shape).
+        y: (*batch, *A.out_shape), real.
         noise_std: standard deviation of y's noise: a number, or a tensor that broadcasts to y (post-log Poisson data);
             0 means noise-free.
         truth: (*batch, *A.in_shape), where known; methods never look at it.
+        counts: the photons behind y, where known: methods that need no more than the gradient of the likelihood take the exact one
+            (see `scoreinv.misfit`), all others y and noise_std.
+
+    Raises:
+        ValueError: A is not linear, or the parts do not fit together.
     """
 
     A: LinearOperator
     y: Tensor
     noise_std: float | Tensor = 0.0
     truth: Tensor | None = None
+    counts: Counts | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.A, LinearOperator):
+            raise ValueError(
+                f"Problem: methods need Aᵀ, so A must be a scoreinv.LinearOperator, got {type(self.A).__name__}; "
+                "a nonlinear map has to be linearised first"
+            )
+        if not self.y.is_floating_point():
+            raise ValueError(
+                f"Problem: y must be real floating-point data, got {self.y.dtype}; "
+                "give real and imaginary parts as two data of a real operator"
+            )
+        if self.y.numel() == 0:
+            raise ValueError(f"Problem: y has no data, its shape is {tuple(self.y.shape)}")
         n = len(self.A.out_shape)
         if tuple(self.y.shape[self.y.ndim - n :]) != self.A.out_shape:
             expected = ", ".join(map(str, self.A.out_shape))
@@ -37,11 +82,14 @@ class Problem:
                 f"Problem: {type(self.A).__name__} gives data (*batch, {expected}), y has shape {tuple(self.y.shape)}"
             )
         std = torch.as_tensor(self.noise_std)
-        if not torch.isfinite(std).all() or (std < 0).any():
-            raise ValueError("Problem: noise_std must be finite and not negative")
+        if std.is_complex() or not torch.isfinite(std).all() or (std < 0).any():
+            raise ValueError("Problem: noise_std must be real, finite and not negative")
         sides = zip(reversed(std.shape), reversed(self.y.shape), strict=False)
         if std.ndim > self.y.ndim or any(k not in (1, m) for k, m in sides):
             raise ValueError(f"Problem: noise_std {tuple(std.shape)} does not broadcast to y {tuple(self.y.shape)}")
+        if self.counts is not None and self.counts.arrived.shape != self.y.shape:
+            got = tuple(self.counts.arrived.shape)
+            raise ValueError(f"Problem: counts {got} and y {tuple(self.y.shape)} must have one shape")
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -58,7 +106,8 @@ class Problem:
         if isinstance(std, Tensor) and std.ndim > 0:
             std = merge(std.expand(self.y.shape), self.A.out_shape)
         truth = None if self.truth is None else merge(self.truth, self.A.in_shape)
-        return Problem(self.A, merge(self.y, self.A.out_shape), std, truth)
+        counts = self.counts and self.counts.mapped(lambda n: merge(n, self.A.out_shape))
+        return Problem(self.A, merge(self.y, self.A.out_shape), std, truth, counts)
 
     def repeated(self, n: int) -> Problem:
         """A problem of one batch dimension with its whole batch repeated n times, sample by sample; without the truth."""
@@ -67,7 +116,9 @@ class Problem:
             return t.repeat(n, *(1,) * (t.ndim - 1))
 
         std = self.noise_std
-        return Problem(self.A, repeat(self.y), repeat(std) if isinstance(std, Tensor) and std.ndim > 0 else std)
+        std = repeat(std) if isinstance(std, Tensor) and std.ndim > 0 else std
+        counts = self.counts and self.counts.mapped(repeat)
+        return Problem(self.A, repeat(self.y), std, None, counts)
 
 
 class Method(Protocol):
@@ -109,14 +160,15 @@ def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: fl
 def simulate_counts(A: LinearOperator, x: Tensor, rng: Generator, *, photons: float) -> Problem:
     """Transmission CT: N ~ Poisson(photons * exp(-A x)), y = -ln(N / photons), with N = 0 counted as half a photon.
 
-    The noise is given as the standard deviation that post-log data have to first order, 1 / √N.
+    The noise is given as the standard deviation that post-log data have to first order, 1 / √N, and the problem carries the
+    counts.
     """
     if not 0 < photons < math.inf:
         raise ValueError(f"simulate_counts: photons must be positive and finite, got {photons}")
     expected = photons * torch.exp(-A(x).double())
     counts = torch.poisson(expected.cpu(), generator=rng).to(x.device)
     y, std = from_counts(counts, photons)
-    return Problem(A, y.to(x), std.to(x), x)
+    return Problem(A, y.to(x), std.to(x), x, Counts(counts.to(x), photons))
 
 
 def from_counts(counts: Tensor, photons: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from scoreinv.calibration import Calibration, Conditions, find, read_calibration
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
+from scoreinv.presets import Preset, preset_named
 from scoreinv.priors.denoiser import Counted
 from scoreinv.priors.shipped import ct_prior, identity
 from scoreinv.problem import Problem
@@ -49,6 +50,25 @@ def default_method(scan: Scan) -> str:
     return WITHOUT_PRIOR
 
 
+def _preset(name: str, scan: Scan, method: str | None, prior: str | Path | None) -> Preset:
+    """The preset of that name, if it suits the scan.
+
+    Raises:
+        ValueError: no such preset, a method is given too, or the images are not what the CT prior knows.
+    """
+    found = preset_named(name)
+    if method is not None:
+        raise ValueError(
+            f"--{name} chooses the method itself ({found.method}): leave it out, or leave --method {method} out"
+        )
+    if len(scan.problem.A.in_shape) != 2 or (prior is None and not looks_clinical(scan)):
+        raise ValueError(
+            f"--{name} is for images that the CT prior knows, and these (shape {scan.problem.A.in_shape}, mean "
+            f"{mean_image(scan.problem):.3g}) are not: leave it out, choose with --method, or give their own --prior"
+        )
+    return found
+
+
 def known_noise(scan: Scan) -> Problem:
     """The scan's problem, with the noise estimated from the data where the file does not state it."""
     if scan.noise_known:
@@ -70,6 +90,7 @@ def reconstruct(
     settings: Mapping[str, Any] | None = None,
     device: str = "cpu",
     calibrations: Sequence[Calibration] | None = None,
+    preset: str | None = None,
 ) -> Reconstruction:
     """Reconstruct the images of a scan.
 
@@ -82,15 +103,19 @@ def reconstruct(
         settings: arguments of the method's constructor.
         device: where to compute.
         calibrations: the first that holds for this scan widens the intervals; by default the shipped ones.
+        preset: "fast", "best" or "calibrated" instead of a method (see `scoreinv.presets`); settings and prior that are given count
+            more than its own.
 
     Returns:
         The reconstruction, on the CPU.
 
     Raises:
-        ValueError: no such method or setting, or the method cannot solve this problem.
+        ValueError: no such method, setting or preset, or the method cannot solve this problem.
     """
-    name = method or default_method(scan)
-    given = dict(settings or {})
+    chosen = None if preset is None else _preset(preset, scan, method, prior)
+    name = chosen.method if chosen else method or default_method(scan)
+    given = (chosen.settings_for(scan.problem) if chosen else {}) | dict(settings or {})
+    prior = prior or (chosen.prior_name() if chosen else None)
     if samples is not None:
         if not configure.has_setting(name, "samples"):
             raise ValueError(f"method {name!r} gives one image, no samples; leave --samples out or take {DEFAULT!r}")
@@ -120,6 +145,7 @@ def reconstruct(
     noise = problem.noise_std
     record = {
         "method": name,
+        "preset": preset,
         **configure.settings_of(solver),
         "noise_std": float(noise)
         if not isinstance(noise, Tensor) or noise.ndim == 0
@@ -187,4 +213,5 @@ def _fbp(problem: Problem) -> Tensor | None:
 
 def _to(problem: Problem, device: str) -> Problem:
     std = problem.noise_std.to(device) if isinstance(problem.noise_std, Tensor) else problem.noise_std
-    return Problem(problem.A, problem.y.to(device), std)
+    counts = problem.counts and problem.counts.mapped(lambda n: n.to(device))
+    return Problem(problem.A, problem.y.to(device), std, counts=counts)

@@ -90,6 +90,7 @@ def test_photons(image: Path) -> None:
     assert torch.as_tensor(problem.noise_std).shape == problem.y.shape
     residual = (problem.A(problem.truth) - problem.y) / problem.noise_std
     assert float(residual.square().mean()) == pytest.approx(1, abs=0.1)
+    assert problem.counts is not None and problem.counts.photons == 1e4
 
 
 def test_fan_beam_and_offset_from_the_command_line(image: Path) -> None:

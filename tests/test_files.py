@@ -24,7 +24,7 @@ from scoreinv.files.atomic import replacing
 from scoreinv.files.reconstruction import Reconstruction, check_writable, read_reconstruction, write_reconstruction
 from scoreinv.files.scan import Scan, read_scan, write_scan
 from scoreinv.linop import Composition, LinearOperator
-from scoreinv.problem import Problem, from_counts
+from scoreinv.problem import Problem, from_counts, simulate_counts
 
 N_ANGLES, N_BINS, SIDE = 20, 7, 4
 
@@ -240,6 +240,24 @@ def test_counts_become_line_integrals(tmp_path: Path, views: Views) -> None:
     torch.testing.assert_close(after.problem.y, y.float())
     torch.testing.assert_close(after.problem.noise_std, std.float())
     assert float(after.problem.y[0, 0]) == pytest.approx(math.log(2000))
+    assert after.problem.counts is not None and after.problem.counts.photons == 1000
+    torch.testing.assert_close(after.problem.counts.arrived, counts.float())
+    stated = {"counts": counts.numpy(), "noise_std": np.array(0.1), "attrs/photons": 1000.0}
+    after = read_scan(write_by_hand(tmp_path / "stated.h5", views, y=None, **stated))
+    assert after.problem.counts is None  # not the noise of photons alone
+    assert after.problem.noise_std == pytest.approx(0.1)
+
+
+def test_counts_come_back(tmp_path: Path, views: Views) -> None:
+    before = simulate_counts(views, random(2, SIDE, SIDE), torch.Generator().manual_seed(3), photons=30.0)
+    write_scan(tmp_path / "scan.h5", Scan(before))
+    after = read_scan(tmp_path / "scan.h5")
+    assert after.photons == 30 and after.problem.counts is not None and before.counts is not None
+    torch.testing.assert_close(after.problem.counts.arrived, before.counts.arrived, rtol=0, atol=0)
+    torch.testing.assert_close(after.problem.y, before.y)
+    torch.testing.assert_close(after.problem.noise_std, before.noise_std)
+    with pytest.raises(ValueError, match="photons is 31"):
+        Scan(before, photons=31.0)
 
 
 def nan_at(k: int) -> np.ndarray:

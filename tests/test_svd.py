@@ -79,11 +79,14 @@ def test_small_singular_values_count_as_none_in_float32() -> None:
 
 @pytest.mark.parametrize("make", [DDRM, lambda prior: DDNMPlus(prior, filter="svd")])
 def test_large_operators_are_refused(make: type) -> None:
-    operator = ParallelBeamCT((65, 65), equispaced_angles(23), 91, 1.0, 1.0)
-    asked = Problem(operator, torch.zeros(operator.out_shape))
-    message = r"at most 4096 pixels, got 4225: its matrix \(2093, 4225\) alone would take 0.066 GiB; take .* dds"
-    with pytest.raises(ValueError, match=message):
-        make(lambda x, sigma: x)(asked, seeded(0))
+    for side, views, size in (
+        (65, 23, r"4225 pixels: .* \(2093, 4225\) .* 0.066 GiB"),
+        (64, 400, r"4096 pixels: .* 1.1 GiB"),
+    ):
+        operator = ParallelBeamCT((side, side), equispaced_angles(views), 91, 1.0, 1.0)
+        asked = Problem(operator, torch.zeros(operator.out_shape))
+        with pytest.raises(ValueError, match=rf"at most 4096 pixels and 1 GiB, got {size}; take .* dds"):
+            make(lambda x, sigma: x)(asked, seeded(0))
 
 
 # DDRM

@@ -91,6 +91,13 @@ def _simulate(a: argparse.Namespace) -> None:
     print(f"{a.out}: data {tuple(scan.problem.y.shape)} of {a.operator}")
 
 
+PRESETS = {
+    "fast": "the image alone in a third of the default's evaluations",
+    "best": "the best image, alone",
+    "calibrated": "draws whose spread is as large as their error, in five times the default's evaluations",
+}
+
+
 def add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "reconstruct", help="reconstruct a scan file",
@@ -106,6 +113,14 @@ def add_reconstruct(commands: Any) -> argparse.ArgumentParser:
         help="also draw reconstruction, uncertainty, FBP (truth and error)",
     )
     p.add_argument("--method", metavar="NAME", help="see `scoreinv list`; the default suits the scan")
+    for name, words in PRESETS.items():
+        p.add_argument(f"--{name}", dest="presets", action="append_const", const=name, default=[], help=words)
+    p.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="TUNED.json",
+        help="of `scoreinv tune`: its method, with its settings for this noise",
+    )
     p.add_argument("--samples", type=int, metavar="M", help="draws from the posterior, for mean and standard deviation")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     p.add_argument(
@@ -138,6 +153,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
     from scoreinv.files.reconstruction import check_writable, write_reconstruction
     from scoreinv.reconstruction import reconstruct
     from scoreinv.report import draw, judgement, summary
+    from scoreinv.tune import tuned_settings
 
     out = a.out or a.scan.with_suffix(".recon.h5")
     if out.exists() and a.scan.exists() and out.samefile(a.scan):
@@ -147,22 +163,25 @@ def _reconstruct(a: argparse.Namespace) -> None:
     if a.method:
         plugins.get("methods", a.method)
     check_device(a.device)
+    preset = _one_preset(a)
     calibrations = read_calibrations(a.calibration)
     views = None if a.every is None else slice(None, None, a.every)
     scan = read_any_scan(a.scan, row=a.row, centre=a.centre, detector_mm=a.detector_mm, binning=a.binning, views=views)
     if a.noise_std is not None:
         scan = dataclasses.replace(
-            scan, problem=dataclasses.replace(scan.problem, noise_std=a.noise_std), noise_known=True
+            scan, problem=dataclasses.replace(scan.problem, noise_std=a.noise_std, counts=None), noise_known=True
         )
+    method, tuned = (a.method, {}) if a.tuned is None else tuned_settings(a.tuned, scan, a.method)
     result = reconstruct(
         scan,
-        a.method,
+        method,
         samples=a.samples,
         seed=a.seed,
         prior=a.prior,
-        settings=configure.parse_settings(a.set),
+        settings=tuned | configure.parse_settings(a.set),
         device=a.device,
         calibrations=calibrations,
+        preset=preset,
     )
     write_reconstruction(out, result)
     print(f"{out}: {summary(result)}")
@@ -171,6 +190,15 @@ def _reconstruct(a: argparse.Namespace) -> None:
     if a.picture:
         draw(a.picture, result)
         print(a.picture)
+
+
+def _one_preset(a: argparse.Namespace) -> str | None:
+    chosen = [f"--{name}" for name in dict.fromkeys(a.presets)]
+    if len(chosen) > 1 or (chosen and a.tuned):
+        raise ValueError(
+            f"{' and '.join([*chosen, *(['--tuned'] if a.tuned else [])])} exclude each other: give one of them"
+        )
+    return a.presets[0] if a.presets else None
 
 
 def add_info(commands: Any) -> argparse.ArgumentParser:

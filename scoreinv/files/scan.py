@@ -20,7 +20,7 @@ from scoreinv.files.atomic import replacing
 from scoreinv.files.describe import describe, restore
 from scoreinv.files.versions import package_version
 from scoreinv.linop import LinearOperator
-from scoreinv.problem import Problem, from_counts
+from scoreinv.problem import Counts, Problem, from_counts
 from scoreinv.units import MU_WATER_PER_MM
 
 FORMAT = "scoreinv-scan-1"
@@ -34,7 +34,7 @@ class Scan:
         problem: operator, data, noise, truth where known [1/mm].
         mu_water_per_mm: attenuation of water that Hounsfield units refer to [1/mm].
         info: provenance, such as `seed` and `created_by`; JSON values.
-        photons: photons a measurement without an object, where known.
+        photons: photons a measurement without an object, where known; `problem.counts` has those that arrived.
         noise_known: False where the noise has yet to be estimated from the data; `problem.noise_std` is then 0.
     """
 
@@ -49,6 +49,11 @@ class Scan:
             raise ValueError(f"Scan: mu_water_per_mm must be positive, got {self.mu_water_per_mm}")
         if self.photons is not None and not self.photons > 0:
             raise ValueError(f"Scan: photons must be positive, got {self.photons}")
+        counts = self.problem.counts
+        if counts is not None and self.photons not in (None, counts.photons):
+            raise ValueError(
+                f"Scan: photons is {self.photons}, the problem's counts have {counts.photons}: leave it out"
+            )
 
 
 def write_scan(path: str | os.PathLike[str], scan: Scan) -> None:
@@ -69,12 +74,16 @@ def write_scan(path: str | os.PathLike[str], scan: Scan) -> None:
         file.attrs["operator"] = json.dumps(description, allow_nan=False)
         file.attrs["mu_water_per_mm"] = scan.mu_water_per_mm
         file.attrs["info"] = json.dumps(scan.info, allow_nan=False)
-        if scan.photons is not None:
-            file.attrs["photons"] = scan.photons
+        photons = scan.photons if problem.counts is None else problem.counts.photons
+        if photons is not None:
+            file.attrs["photons"] = photons
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
-        file.create_dataset("y", data=y.astype(np.float32), compression="gzip")
-        if scan.noise_known:
+        if problem.counts is None:
+            file.create_dataset("y", data=y.astype(np.float32), compression="gzip")
+        else:
+            file.create_dataset("counts", data=_numpy(problem.counts.arrived), compression="gzip")
+        if scan.noise_known and problem.counts is None:
             std = problem.noise_std
             file.create_dataset("noise_std", data=_numpy(std) if isinstance(std, Tensor) else float(std))
         if problem.truth is not None:
@@ -93,7 +102,7 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
         hdf5.check_format(file, FORMAT)
         operator = read_operator(file)
         photons = hdf5.number(file, "photons")
-        y, std, noise_known = _data(file, photons)
+        y, std, noise_known, counts = _data(file, photons)
         _check_shape(file.filename, y, operator)
         truth = hdf5.numbers(file, "truth")
         if truth is not None:
@@ -101,7 +110,7 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
         if std.ndim > 0:
             _check_broadcast(file.filename, std, y)
         return Scan(
-            Problem(operator, _tensor(y), _noise(std), None if truth is None else _tensor(truth)),
+            Problem(operator, _tensor(y), _noise(std), None if truth is None else _tensor(truth), counts),
             hdf5.number(file, "mu_water_per_mm") or MU_WATER_PER_MM,
             hdf5.json_object(file, "info") or {},
             photons,
@@ -124,8 +133,11 @@ def read_operator(file: h5py.File) -> LinearOperator:
     return restore(file, description)
 
 
-def _data(file: h5py.File, photons: float | None) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Line integrals, their standard deviation and whether it is known, from `y` or from `counts`."""
+def _data(file: h5py.File, photons: float | None) -> tuple[np.ndarray, np.ndarray, bool, Counts | None]:
+    """Line integrals, their standard deviation and whether it is known, from `y` or from `counts`, and these.
+
+    Where the file states the noise of counts itself, it is not that of photons alone, and they are not passed on.
+    """
     path = file.filename
     y, counts, std = (hdf5.numbers(file, name) for name in ("y", "counts", "noise_std"))
     if y is not None and counts is not None:
@@ -135,8 +147,8 @@ def _data(file: h5py.File, photons: float | None) -> tuple[np.ndarray, np.ndarra
         if (std < 0).any():
             raise ValueError(f"{path}: noise_std must not be negative, its minimum is {std.min():g}")
     if counts is not None:
-        y, first_order = _from_counts(path, counts, photons)
-        return y, first_order if std is None else std, True
+        y, first_order, arrived = _from_counts(path, counts, photons)
+        return (y, first_order, True, arrived) if std is None else (y, std, True, None)
     if y is None:
         raise ValueError(f"{path}: has neither a dataset y (line integrals) nor a dataset counts (photons)")
     _check_finite(path, "y", y)
@@ -144,10 +156,10 @@ def _data(file: h5py.File, photons: float | None) -> tuple[np.ndarray, np.ndarra
         with np.errstate(over="ignore"):  # an infinite one is reported in the next line
             std = np.sqrt(np.exp(y.astype(np.float64)) / photons)
         _check_finite(path, "exp(y) / photons", std)
-    return y, np.zeros(()) if std is None else std, std is not None
+    return y, np.zeros(()) if std is None else std, std is not None, None
 
 
-def _from_counts(path: str, counts: np.ndarray, photons: float | None) -> tuple[np.ndarray, np.ndarray]:
+def _from_counts(path: str, counts: np.ndarray, photons: float | None) -> tuple[np.ndarray, np.ndarray, Counts]:
     if photons is None:
         raise ValueError(f"{path}: counts need the attribute photons, the number that arrives without an object")
     _check_finite(path, "counts", counts)
@@ -158,7 +170,7 @@ def _from_counts(path: str, counts: np.ndarray, photons: float | None) -> tuple[
             f"was a dark field subtracted twice?"
         )
     y, std = from_counts(torch.from_numpy(counts.astype(np.float64)), photons)
-    return y.numpy(), std.numpy()
+    return y.numpy(), std.numpy(), Counts(_tensor(counts), photons)
 
 
 def _check_finite(path: str, name: str, values: np.ndarray) -> None:

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.gaussian_draws import gaussian_draw
 from scoreinv.priors.denoiser import Denoiser, scale_of
@@ -39,7 +40,7 @@ from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
 from scoreinv.sampling.loop import last, sample
 from scoreinv.sampling.steps import euler
-from scoreinv.solvers import like, noise_weights
+from scoreinv.solvers import like
 from scoreinv.streams import normal
 
 
@@ -49,23 +50,23 @@ def langevin_draw(
     """An approximate draw of (2) by Langevin steps from its centre, as published.
 
     x ← x − ½ ∇ / L + z / √L with L = ‖A‖² / τ² + 1 / r², a bound of the curvature. The variance along a direction of curvature
-    c is 1 / (1 − c / 4L) of the true one (1 to 1.33) once L / c steps have been made.
+    c is 1 / (1 − c / 4L) of the true one (1 to 1.33) once L / c steps have been made. Of photon counts it takes the exact likelihood
+    (`scoreinv.misfit`) and L = P ‖A‖² + 1 / r², far above c behind dense objects: those need more steps.
 
     Raises:
         ValueError: the data are noise-free.
     """
-    weights, tau = noise_weights(problem)
-    if not (tau > 0).all():
+    fit = misfit(problem)
+    if not (fit.tau > 0).all():
         raise ValueError(
             "langevin_draw divides by noise_std, which is 0: give it a positive value, or take draw='exact'"
         )
     A, r = problem.A, torch.as_tensor(spread).to(centre).expand(len(centre))
-    pull, tether = like(tau**-2, centre), like(r**-2, centre)
-    curvature = A.norm_squared() * pull + tether
+    pull, tether = like(fit.tau**-2, centre), like(r**-2, centre)
+    curvature = A.norm_squared() * like(fit.steepest, centre) * pull + tether
     x = centre
     for _ in range(iterations):
-        residual = A(x) - problem.y
-        gradient = pull * A.H(residual if weights is None else weights * residual) + tether * (x - centre)
+        gradient = pull * A.H(fit.slope(A(x))) + tether * (x - centre)
         x = x - gradient / (2 * curvature) + curvature.rsqrt() * normal(rngs, x)
     return x
 
@@ -85,7 +86,7 @@ class DAPS:
         sigma_max: first noise level, in the prior's own unit.
         sigma_min: last one; the flow ends a tenth below it. A draw keeps noise of about this size where the data are silent.
         prior_std: s in r² = σ² s² / (σ² + s²), in the prior's own unit; None is the published r = σ.
-        draw: of (2): "exact" by conjugate gradients, or "langevin".
+        draw: of (2): "exact" by conjugate gradients, or "langevin", which alone takes the exact likelihood of photon counts.
         iterations: CG steps at most, or Langevin steps, a level.
     """
 

@@ -103,7 +103,7 @@ def _ridge_filter(problem: Problem, iterations: int) -> Filter:
         return A.H(residual if weights is None else weights * residual)
 
     def apply(clean: Tensor, z: Tensor, a: Tensor, c: Tensor, t: Tensor) -> Tensor:
-        alpha = like((2 * norm * t).clamp(max=1), z)
+        alpha = like((2 * norm * t).clamp(max=1), y)
         rho = like((0.5 / t).clamp(max=norm) ** 2, z)
         b = back(a * alpha * (y - A(clean)) - 2 * c * A(z))
         return c * z + cg(lambda v: back(A(v)) + rho * v, b, max_iterations=iterations)

@@ -83,7 +83,7 @@ class DDSPublished(Stepwise):
     def step(self, problem: Problem) -> Step:
         _, tau = noise_weights(problem)
         proximal = proximal_map(problem, iterations=self.iterations)
-        trusted = torch.where(tau > 0, tau * math.sqrt(self.gamma / problem.A.norm_squared()), 1)
+        trusted = torch.where(tau > 0, tau * math.sqrt(self.gamma / (problem.A.norm_squared() or 1.0)), 1)
 
         def step(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
             clean = denoise(x, sigma)

@@ -17,7 +17,8 @@ The method (Langevin steps with the guidance of DPS, as in the paper's program).
 
 a Langevin step of α = ε σ²; at the last level no noise is added. The last term is α/2 times the gradient of ln p(y | x) with the
 error of A D taken for σ² ‖A‖² (τ = min σ_y, W = (τ / σ_y)²), g times. The paper's is ζ ∇‖y − A D‖ with a ζ tuned for each operator,
-a step whose length does not depend on how far the data are; this one is stable for ε g < 4 and needs no tuning. With g = 1 it is
+a step whose length does not depend on how far the data are; this one is stable for ε g < 4 and needs no tuning. Of photon counts it
+takes the exact gradient, −g of `scoreinv.misfit` for W (y − A D), and divides by τ² + σ² ‖A‖² max h. With g = 1 it is
 annealed Langevin dynamics on the posterior once σ ‖A‖ << τ. On the Gaussian of tests/test_padis.py (an image of one patch, variances
 0.5 to 1.5, 3 of 6 directions measured with noise 0.5) with the default settings: variance over exact variance 1.06, mean off by 0.1
 exact standard deviations. Few-view CT data are fitted slowly, like the singular values of A squared: a larger g comes nearer to
@@ -32,12 +33,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.guidance import with_gradient
 from scoreinv.priors.denoiser import Counted, Denoiser, NetworkPrior, Rescaled, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
-from scoreinv.solvers import like, noise_weights
+from scoreinv.solvers import like
 from scoreinv.streams import normal
 
 STEP = 0.5
@@ -50,7 +52,7 @@ Placed = Callable[[Tensor, Tensor, Tensor], Tensor]
 def placed(prior: Denoiser) -> Placed:
     """A prior of patches; those that know of no place denoise them as images of their own."""
     if isinstance(prior, NetworkPrior):
-        return prior._network
+        return prior.network
     if isinstance(prior, Rescaled):
         within, shift, scale = placed(prior.denoiser), prior.shift, prior.scale
         return lambda x, sigma, box: shift + scale * within((x - shift) / scale, sigma / scale, box)
@@ -198,6 +200,11 @@ class PaDIS:
     @torch.no_grad()
     def walk(self, problem: Problem, rngs: Sequence[Generator]) -> Iterator[Tensor]:
         """x after every level."""
+        if len(problem.A.in_shape) != 2:
+            raise ValueError(
+                f"PaDIS: cuts images (H, W) into patches, those of {type(problem.A).__name__} have the shape "
+                f"{problem.A.in_shape}; most other methods take images of any shape"
+            )
         prior = PatchPrior(self.prior, rngs, self.patch, self.air)
         sigmas = (karras(self.n_levels, self.sigma_min, self.sigma_max)[:-1] * scale_of(self.prior)).to(problem.y)
         x = sigmas[0] * normal(rngs, problem.y.new_zeros(len(rngs), *problem.A.in_shape))
@@ -209,9 +216,8 @@ class PaDIS:
 
     def _drift(self, prior: Denoiser, problem: Problem, x: Tensor, sigma: Tensor) -> Tensor:
         """σ² times the gradient of ln p(x) + g ln p(y | x)."""
-        A = problem.A
-        weights, tau = noise_weights(problem)
+        A, fit = problem.A, misfit(problem)
         clean, transposed = with_gradient(prior, x, sigma)
-        residual = problem.y - A(clean)
-        pull = transposed(A.H(residual if weights is None else weights * residual))
-        return clean - x + like(self.guidance * sigma**2 / (tau**2 + sigma**2 * A.norm_squared()), x) * pull
+        pull = transposed(A.H(fit.slope(A(clean))))
+        steepest = fit.steepest * (A.norm_squared() or 1.0)
+        return clean - x - like(self.guidance * sigma**2 / (fit.tau**2 + sigma**2 * steepest), x) * pull

@@ -11,7 +11,8 @@ gradient needs no backward pass through the prior:
 
 (Mardani, Song, Kautz, Vahdat, "A Variational Perspective on Solving Inverse Problems with Diffusion Models", 2024,
 arXiv:2305.04391, algorithm 1, whose weight σ / α is σ in this coordinate.) Here the data term is divided by ‖A‖²,
-so that one λ and one learning rate serve all operators; W = (τ / σ_y)², τ = min σ_y. μ starts at a few CGLS steps.
+so that one λ and one learning rate serve all operators; W = (τ / σ_y)², τ = min σ_y. For photon counts the data term and its gradient
+are the exact ones, m / 2‖A‖² and Aᵀ g / ‖A‖² of `scoreinv.misfit`. μ starts at a few CGLS steps.
 
 A point estimate: the variational family has no width, draws differ by the noise of the descent only. With a Gaussian prior
 N(m, Σ) and one level σ, ∇ℓ is zero on average over z at
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
@@ -80,12 +82,12 @@ class REDDiff:
     def walk(self, problem: Problem, rngs: Sequence[Generator]) -> Iterator[Tensor]:
         """μ after every level."""
         A, y, scale = problem.A, problem.y, scale_of(self.prior)
+        fit, norm_squared = misfit(problem), A.norm_squared() or 1.0
         weights, _ = noise_weights(problem)
         mu = cgls(A, y, max_iterations=self.start_iterations, weights=weights)
         adam = torch.optim.Adam([mu], lr=self.learning_rate * scale, betas=(0.9, 0.99), eps=1e-8 * scale)
         for sigma in (karras(self.n_levels, self.sigma_min, self.sigma_max)[:-1] * scale).to(y):
-            residual = A(mu) - y
-            data = A.H(residual if weights is None else weights * residual) / A.norm_squared()
+            data = A.H(fit.slope(A(mu))) / norm_squared
             mu.grad = data + self.weight * (mu - self.prior(mu + sigma * normal(rngs, mu), sigma))
             adam.step()
             yield mu.clone()

@@ -4,7 +4,8 @@
 
 and D(x, σ_min) at the end. (Jalal, Arvinte, Daras, Price, Dimakis, Tamir 2021, arXiv:2108.01368; the schedules of Song, Ermon
 2019, arXiv:1907.05600, algorithm 1.) Here ε_σ = ε σ² and γ_σ = γ σ ‖A‖, so that ε and γ mean the same for all operators and levels:
-(1) is stable for ε (1 + 1/γ²) < 2. Deviations: the paper anneals γ by a schedule of its own, and its program gives both gradients
+(1) is stable for ε (1 + 1/γ²) < 2. Photon counts have the pull of `score_sde.misfit_pull`, which tends to the exact gradient.
+Deviations: the paper anneals γ by a schedule of its own, and its program gives both gradients
 the same norm instead of using (1). No derivative of the prior is needed; n_levels · n_steps evaluations of D and one at the end.
 
 What it draws. At a level σ, as ε → 0, the density ∝ p(x; σ) N(y; A x, Σ_y + γ_σ² I): the posterior as σ_min → 0, if the steps suffice to

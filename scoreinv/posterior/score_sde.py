@@ -5,7 +5,9 @@
 in the predictor and in the corrector of every level. (Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole
 2021, arXiv:2011.13456, section 5; as the rival "Score-SDE" in Song, Shen, Xing, Ermon 2022, arXiv:2111.08005, there noise-free and
 for operators with ‖A‖ = 1.) No derivative of the prior is needed. ρ is the published rate; ρ ‖A‖ makes it mean the same for all
-operators. A predictor step is a gradient step of (1 − σ'² / σ²) / ρ² in units of 1 / ‖A‖²; where that is above 1, ρ is raised,
+operators. Photon counts are followed by their exact gradient (`misfit_pull`).
+
+A predictor step is a gradient step of (1 − σ'² / σ²) / ρ² in units of 1 / ‖A‖²; where that is above 1, ρ is raised,
 as it is in the last step, which gives D + σ² (S_y − S) at σ_min.
 
 What it draws. y_t − A x has noise of covariance 2 σ² A Aᵀ, for which (1) takes a multiple of I: directions that A sees badly are
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.misfit import misfit
 from scoreinv.posterior.stepwise import Stepwise
 from scoreinv.priors.denoiser import Denoiser
 from scoreinv.problem import Problem
@@ -71,13 +74,18 @@ class ScoreSDE(Stepwise):
 
 
 def misfit_pull(problem: Problem) -> Callable[[Tensor, Tensor, Tensor | float], Tensor]:
-    """(x, σ, ρ) -> σ² Aᵀ (Σ_y + (ρ σ ‖A‖)² I)⁻¹ (y − A x), for a problem with one batch dimension."""
-    A, y = problem.A, problem.y
-    noise = (torch.as_tensor(problem.noise_std).to(y) ** 2).expand(y.shape)
-    norm_squared = A.norm_squared() or 1.0
+    """(x, σ, ρ) -> σ² Aᵀ (Σ_y + (ρ σ ‖A‖)² I)⁻¹ (y − A x), for a problem with one batch dimension.
+
+    That is −σ² Aᵀ g / (τ² + (ρ σ ‖A‖)² h) with g and h of `scoreinv.misfit`. For photon counts h is taken at A x or at y, where it is
+    larger: as σ → 0 this is the exact gradient, and a step of (ρ σ)² at most goes down the misfit.
+    """
+    A, y, fit = problem.A, problem.y, misfit(problem)
+    norm_squared, at_best, tau2 = A.norm_squared() or 1.0, fit.curvature(y), like(fit.tau**2, y)
 
     def pull(x: Tensor, sigma: Tensor, rate: Tensor | float) -> Tensor:
-        variance = torch.as_tensor(sigma).to(x) ** 2
-        return A.H((y - A(x)) / (noise / like(variance, y) + rate**2 * norm_squared))
+        data = A(x)
+        variance = like(torch.as_tensor(sigma).to(x) ** 2, y)
+        weights = torch.maximum(fit.curvature(data), at_best)
+        return -A.H(fit.slope(data) / (tau2 / variance + rate**2 * norm_squared * weights))
 
     return pull

@@ -8,8 +8,9 @@
 (Alkhouri et al., "SITCOM: Step-wise Triple-Consistent Diffusion Sampling for Inverse Problems", 2025, arXiv:2410.04479,
 algorithm 1.) D(v, σ) stays an output of the denoiser, unlike an image that is moved itself. The steps of the paper are those of
 x / √(1 + σ²): hence the factor under λ here, and a learning rate that grows like √(1 + σ²) (σ in the prior's own unit). The data
-term is divided by ‖A‖², W = (τ / σ_y)², τ = min σ_y. The published program reports the best of all iterates as judged by the
-truth; this one ends by (2) or after K steps, and returns the last D(v, σ).
+term is divided by ‖A‖², W = (τ / σ_y)², τ = min σ_y; of photon counts it is the exact one, m of `scoreinv.misfit`, also in (2). The
+published program reports the best of all iterates as judged by the truth; this one ends by (2) or after K steps, and returns the
+last D(v, σ).
 
 An evaluation of (1) costs the prior and its gradient; at most K + 1 a level. With noise-free data (2) is never met.
 
@@ -27,12 +28,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.guidance import with_gradient
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
-from scoreinv.solvers import inner, like, noise_weights
+from scoreinv.solvers import like
 from scoreinv.streams import normal
 
 
@@ -86,20 +88,19 @@ class SITCOM:
 
     def _consistent(self, problem: Problem, x: Tensor, sigma: Tensor) -> Tensor:
         """D(v, σ) with the v that (1) and (2) end at; a member that is done stays where it is while others go on."""
-        A, y, scale = problem.A, problem.y, scale_of(self.prior)
-        weights, tau = noise_weights(problem)
-        goal = (self.discrepancy * tau) ** 2 * y[0].numel()
+        A, fit, scale = problem.A, misfit(problem), scale_of(self.prior)
+        norm_squared = A.norm_squared() or 1.0
+        goal = (self.discrepancy * fit.tau) ** 2 * problem.y[0].numel()
         widening = 1 + (sigma / scale) ** 2
         v, done = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         adam = torch.optim.Adam([v], lr=float(self.learning_rate * scale * widening.sqrt()), eps=1e-8 * scale)
         for _ in range(self.iterations):
             clean, transposed = with_gradient(self.prior, v, sigma)
-            residual = A(clean) - y
-            weighted = residual if weights is None else weights * residual
-            done |= inner(residual, weighted) <= goal
+            measured = A(clean)
+            done |= fit.value(measured) <= goal
             if done.all():
                 return clean
-            data = transposed(A.H(weighted)) / A.norm_squared()
+            data = transposed(A.H(fit.slope(measured))) / norm_squared
             v.grad = 2 * (data + self.weight * (v - x) / widening)
             stays = v.clone()
             adam.step()

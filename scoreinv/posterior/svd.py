@@ -29,6 +29,8 @@ from scoreinv.solvers import noise_weights
 
 LARGEST = 64 * 64
 """Pixels."""
+LARGEST_GIB = 1.0
+"""Of the matrix of the operator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ def spectrum(problem: Problem) -> Spectrum:
     """Decompose a problem with one batch dimension.
 
     Raises:
-        ValueError: the images have more than `LARGEST` pixels.
+        ValueError: the images have more than `LARGEST` pixels, or the operator's matrix more than `LARGEST_GIB`.
     """
     A, y = problem.A, problem.y
     _check_size(A)
@@ -104,9 +106,10 @@ def _decomposed(matrix: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
 
 def _check_size(A: LinearOperator) -> None:
     pixels, data = math.prod(A.in_shape), math.prod(A.out_shape)
-    if pixels > LARGEST:
+    gib = 8 * data * pixels / 2**30
+    if pixels > LARGEST or gib > LARGEST_GIB:
         raise ValueError(
-            f"the dense SVD of {type(A).__name__} is made for at most {LARGEST} pixels, got {pixels}: its matrix "
-            f"({data}, {pixels}) alone would take {8 * data * pixels / 2**30:.2g} GiB; "
+            f"the dense SVD of {type(A).__name__} is made for at most {LARGEST} pixels and {LARGEST_GIB:g} GiB, got {pixels} "
+            f"pixels: its matrix ({data}, {pixels}) alone would take {gib:.2g} GiB; "
             "take a method that works by conjugate gradients, like dds or ddnm_plus with filter='ridge'"
         )

@@ -70,12 +70,18 @@ class NetworkPrior:
             raise ValueError(f"NetworkPrior: expected images (batch, H, W), got shape {tuple(x.shape)}")
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         if max(x.shape[-2:]) <= self.largest:
-            return self._network(x, sigma, x.new_tensor(WHOLE).expand(len(x), 4))
+            return self.network(x, sigma, x.new_tensor(WHOLE).expand(len(x), 4))
         tiles = Tiles.covering(x.shape[-2], x.shape[-1], self.largest)
-        return tiles.blended(self._network(tiles.cut(x), *tiles.labels(sigma)))
+        return tiles.blended(self.network(tiles.cut(x), *tiles.labels(sigma)))
 
-    def _network(self, x: Tensor, sigma: Tensor, box: Tensor) -> Tensor:
-        """x (n, H, W), sigma (n,), box (n, 4) of the unpadded images."""
+    def network(self, x: Tensor, sigma: Tensor, box: Tensor) -> Tensor:
+        """D of images that lie somewhere in the field of view.
+
+        Args:
+            x: (n, H, W).
+            sigma: (n,).
+            box: (n, 4) top, left, bottom and right of the unpadded images, in units of half the field of view (`network.positions`).
+        """
         height, width = x.shape[-2:]
         images = pad_to_multiple(x.float(), self.model.config.multiple)[:, None]
         top, left, bottom, right = box.float().unbind(1)
