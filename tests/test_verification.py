@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from scoreinv import configure, plugins
 from scoreinv.cli import main
-from scoreinv.priors.references import four_modes, two_modes
+from scoreinv.priors.exact import GaussianMixturePrior
+from scoreinv.priors.references import Reference, four_modes, two_modes
 from scoreinv.verification import report, table
-from scoreinv.verification.cases import METHODS, cases
+from scoreinv.verification.cases import LEVELS, METHODS, Entry, cases
 from scoreinv.verification.run import Case, measured, row_and_null_space, verify
 
+DOCS = Path(__file__).parents[1] / "docs"
 CASE = Case("four modes", "In the plane.", four_modes(), fixed=True, n_problems=200, n_draws=64)
 
 
@@ -49,9 +54,10 @@ def test_a_table_is_filled_in_and_not_computed_again(tmp_path: Path, monkeypatch
     arguments = ["verify", "--out", str(tmp_path), "--cases", "four modes", "--methods", "proximal", "tmpd", "--quiet"]
     assert main(arguments) == 0
     rows = report.read(tmp_path / "verification.csv")
-    assert [r["method"] for r in rows] == ["proximal", "tmpd"]
+    assert [r["method"] for r in rows] == ["proximal", "proximal", "tmpd"]
     text = (tmp_path / "verification.md").read_text()
-    assert text.index("| tmpd |") < text.index("| proximal |")  # the nearer one first
+    assert text.index("| tmpd |") < text.index("| proximal |")  # the less wrong one first
+    assert "| trust=1.0 |" in text
     assert (tmp_path / "verification.png").read_bytes().startswith(b"\x89PNG")
 
     def never(*_: object) -> None:
@@ -62,7 +68,7 @@ def test_a_table_is_filled_in_and_not_computed_again(tmp_path: Path, monkeypatch
 
 
 def test_a_method_that_fails_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "tds", {"particles": 3})
+    monkeypatch.setattr(table, "METHODS", (Entry("tds", {"particles": 3}),))
     with pytest.warns(UserWarning, match="tds on four modes"), pytest.raises(ValueError, match="no rows yet"):
         table.verification_table(tmp_path, methods=["tds"], only=["four modes"])
 
@@ -73,6 +79,82 @@ def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert f"of the table is named {name!r}; known: " in capsys.readouterr().err
 
 
+def test_the_unit_of_a_case_does_not_matter() -> None:
+    """Settings are in units of the images' standard deviation: a case seven times as large has the same figures."""
+    r, k = four_modes(), 7.0
+    assert isinstance(r.prior, GaussianMixturePrior)
+    prior = GaussianMixturePrior(r.prior.weights, k * r.prior.means, k**2 * r.prior.covariances)
+    larger = Reference(prior, r.A, k * r.noise_std, k * r.y)
+    few = dataclasses.replace(CASE, n_problems=4, n_draws=40)
+    assert few.unit == pytest.approx((2.5**2 + 0.35**2) ** 0.5)
+    for method, settings in (("daps", {"ode_steps": 1, "prior_std": 1.0}), ("pigdm", {"data_std": 1.0})):
+        one, other = (verify(dataclasses.replace(few, reference=x), method, settings) for x in (r, larger))
+        for name, value in dataclasses.asdict(one).items():
+            if name != "seconds":
+                assert getattr(other, name) == pytest.approx(value, rel=1e-2, abs=1e-3), (method, name)
+
+
 def test_cases_are_sound() -> None:
     for case in cases():
         assert case.n_draws >= 39 and case.about.endswith(".") and math.prod(case.reference.A.in_shape) <= 1024
+        widest = float(torch.linalg.eigvalsh(case.reference.prior.covariance.double())[-1]) ** 0.5
+        narrowest = float(torch.linalg.eigvalsh(case.reference.posterior.covariance.double())[0]) ** 0.5
+        assert LEVELS["sigma_max"] * case.unit > 5 * widest and LEVELS["sigma_min"] * case.unit < narrowest
+
+
+def test_all_posterior_methods_are_in_the_table() -> None:
+    samplers = {
+        m for m in plugins.BUILT_IN["methods"] if configure.needs_prior(m) and configure.has_setting(m, "samples")
+    }
+    assert {entry.method for entry in METHODS} == samplers
+    assert all(any(entry.fits(case.reference.A) for case in cases()) for entry in METHODS)
+
+
+# The committed table
+
+
+def committed() -> dict[tuple[str, str, str], dict[str, float]]:
+    rows = report.read(DOCS / "verification.csv")
+    return {(r["case"], r["method"], r["settings"]): {k: float(r[k]) for k in report.NUMBERS} for r in rows}
+
+
+def test_the_committed_table_is_that_of_the_code() -> None:
+    """Every case and row that the code has, and no other: delete the rows of what has changed and run `scoreinv verify --out docs`."""
+    expected = {
+        (case.name, entry.method, table.written(entry.settings))
+        for case in cases()
+        for entry in METHODS
+        if entry.fits(case.reference.A)
+    }
+    assert set(committed()) == expected
+    text = (DOCS / "verification.md").read_text(encoding="utf-8")
+    for name, method, _ in expected:
+        section = text.split(f"## {name}\n")[1].split("\n## ")[0]
+        assert f"| {method} |" in section
+    for case in cases():
+        assert f"{case.about} {case.n_problems} problems, {case.n_draws} draws each." in text
+
+
+@pytest.mark.parametrize(("method", "settings"), [("tmpd", "n_levels=200"), ("proximal", "")])
+def test_a_committed_row_is_computed_again(method: str, settings: str) -> None:
+    (case,) = [c for c in cases() if c.name == "four modes"]
+    (entry,) = [e for e in METHODS if (e.method, table.written(e.settings)) == (method, settings)]
+    found, stated = verify(case, method, entry.all_settings), committed()[case.name, method, settings]
+    for name in ("mean_error", "variance_range", "variance_null", "wasserstein", "coverage_90", "evaluations"):
+        assert getattr(found, name) == pytest.approx(stated[name], rel=0.05, abs=0.02), name
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"), [("daps", "n_levels=200, ode_steps=1, prior_std=1.0"), ("mmps", "n_levels=200")]
+)
+def test_what_is_advised_for_draws_is_nearly_exact_but_on_25_modes(method: str, settings: str) -> None:
+    rows = {case: f for (case, *row), f in committed().items() if row == [method, settings]}
+    assert rows.pop("25 modes, d = 8")["variance_range"] > 1.5 and len(rows) == 4
+    for f in rows.values():
+        assert 0.85 < f["variance_range"] < 1.2 and 0.85 < f["variance_null"] < 1.2 and abs(f["mean_error"]) < 0.05
+
+
+def test_the_advice_names_every_method() -> None:
+    text = (DOCS / "choosing-a-method.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+)`", text))
+    assert {entry.method for entry in METHODS} <= named

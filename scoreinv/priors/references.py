@@ -106,10 +106,7 @@ def two_modes(rng: Generator, *, noise_std: float = 0.2) -> Reference:
 
 
 def few_view_ct(rng: Generator, *, size: int = 32, views: int = 23, relative_noise: float = 0.01) -> Reference:
-    """Gaussian images of size x size pixels of 1 mm, seen by a parallel-beam scanner; the measured image is a draw.
-
-    The covariance is stationary, of Matérn's family with ν = 1 (edges more than waves), length size / 8 and unit standard
-    deviation, made so on a torus of twice the size and cut out: opposite edges do not know of each other.
+    """Smooth Gaussian images of size x size pixels of 1 mm, seen by a parallel-beam scanner; the measured image is a draw.
 
     Args:
         rng: of the image and its noise.
@@ -117,16 +114,36 @@ def few_view_ct(rng: Generator, *, size: int = 32, views: int = 23, relative_noi
         views: over half a turn.
         relative_noise: σ_y as a part of the root mean square of noise-free data, over all images of the prior.
     """
+    prior = _smooth(size)
+    A = plugins.get("operators", "parallel_beam_ct").for_image((size, size), 1.0, n_views=views)
+    matrix = dense(A)
+    mean_square = float((matrix @ prior.covariance * matrix).sum()) / len(matrix)
+    return _measured(prior, A, relative_noise * math.sqrt(mean_square), rng)
+
+
+def masked_image(rng: Generator, *, size: int = 16, keep: float = 0.5, noise_std: float = 0.1) -> Reference:
+    """The images of `few_view_ct`, of which some pixels are known up to noise; the measured image is a draw.
+
+    Args:
+        rng: of the image and its noise.
+        size: in pixels, up to 32.
+        keep: share of the pixels that are known, always the same ones.
+        noise_std: σ_y; the images have unit standard deviation.
+    """
+    A = plugins.get("operators", "masking").for_image((size, size), 1.0, keep=keep)
+    return _measured(_smooth(size), A, noise_std, rng)
+
+
+def _smooth(size: int) -> GaussianPrior:
+    """Images of size x size pixels whose covariance is of Matérn's family with ν = 1 (edges more than waves), length size / 8 and
+    unit standard deviation, made so on a torus of twice the size and cut out: opposite edges do not know of each other.
+    """
     torus = (2 * size, 2 * size)
     whole = StationaryPrior(torch.zeros(torus, dtype=torch.float64), matern(torus, std=1.0, length=size / 8))
     correlation = whole.times(_unit(torus))[0]
     row, column = (i.flatten() for i in torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij"))
     covariance = correlation[row[:, None] - row, column[:, None] - column]
-    prior = GaussianPrior(torch.zeros(size, size, dtype=torch.float64), covariance)
-    A = plugins.get("operators", "parallel_beam_ct").for_image((size, size), 1.0, n_views=views)
-    matrix = dense(A)
-    mean_square = float((matrix @ covariance * matrix).sum()) / len(matrix)
-    return _measured(prior, A, relative_noise * math.sqrt(mean_square), rng)
+    return GaussianPrior(torch.zeros(size, size, dtype=torch.float64), covariance)
 
 
 def _measured(

@@ -1,16 +1,23 @@
 """What is verified on what: the cases of the table, and the settings of the methods in it.
 
-Methods run with the number of levels that their papers use or more, so that what is left is the method's own error and not that
-of a coarse schedule; sigma_max is far above the largest image of the case.
+One set of settings serves all cases: levels and spreads are settings in the prior's own unit, and the own unit of a case is the
+standard deviation of its images (`Case.unit`). All levels fall from `LEVELS["sigma_max"]`, at least five times the images'
+standard deviation along any direction, to `LEVELS["sigma_min"]`, below the least one of any posterior. Their number is that of
+the methods' papers or larger, so that what is left is the method's own error; where it is not, `METHODS` says so. Nothing is
+tuned on the outcome.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from scoreinv.priors.references import few_view_ct, four_modes, twenty_five_modes, two_modes
+from scoreinv import configure, plugins
+from scoreinv.linop import LinearOperator
+from scoreinv.priors.references import few_view_ct, four_modes, masked_image, twenty_five_modes, two_modes
 from scoreinv.verification.run import Case
 
 
@@ -21,21 +28,96 @@ def cases() -> list[Case]:
         return torch.Generator().manual_seed(0)
 
     return [
-        Case("Gaussian, CT", "A smooth Gaussian prior on 32 x 32 pixels, 23 parallel views, 1 % noise.",
-             few_view_ct(seeded()), n_problems=8, n_draws=39),
+        Case("Gaussian, CT", "A smooth Gaussian prior on 16 x 16 pixels, 6 parallel views, 1 % noise.",
+             few_view_ct(seeded(), size=16, views=6), n_problems=8, n_draws=39),
+        Case("Gaussian, masked", "The same prior, half of the pixels known with noise 0.1.",
+             masked_image(seeded()), n_problems=8, n_draws=39),
         Case("four modes", "Four components in the plane, one coordinate measured: y = 2.5, posterior variances 0.0519 and 6.3725.",
-             four_modes(), fixed=True, n_draws=128),
-        Case("25 modes, d = 8", "25 components in 8 dimensions, one measured through a random vector.",
-             twenty_five_modes(seeded(), pixels=8)),
-        Case("25 modes, d = 80", "The same in 80 dimensions.", twenty_five_modes(seeded(), pixels=80), n_problems=16),
+             four_modes(), fixed=True, n_problems=16, n_draws=39),
+        Case("25 modes, d = 8", "25 components in 8 dimensions, one datum through a random vector.",
+             twenty_five_modes(seeded(), pixels=8), n_problems=5, n_draws=39),
         Case("two modes, d = 16", "Two components that differ in 2 of 16 pixels, the 14 others measured with noise 0.2.",
-             two_modes(seeded())),
+             two_modes(seeded()), n_problems=3, n_draws=39),
     ]  # fmt: skip
 
 
-METHODS: dict[str, dict[str, Any]] = {
-    "daps": {}, "ddnm_plus": {}, "ddrm": {}, "dds": {"n_levels": 200, "sigma_max": 40.0}, "diffpir": {}, "dps": {}, "flow_dps": {},
-    "flower": {}, "mcg": {}, "mcg_diff": {"particles": 256}, "mmps": {"n_levels": 200}, "pigdm": {}, "pnp_dm": {}, "proximal": {}, "red_diff": {},
-    "score_ald": {}, "score_sde": {}, "sitcom": {}, "song_exact": {"n_levels": 200}, "tds": {"particles": 256}, "tmpd": {},
-}  # fmt: skip
-"""Registered name -> settings for the table."""
+LEVELS: dict[str, Any] = {"sigma_max": 40.0, "sigma_min": 0.001}
+"""Settings of every method that has them but `proximal`, which does not start from noise: its levels are its defaults."""
+
+PREFACE = (
+    "One set of settings serves all cases: noise levels and other settings are in units of the standard deviation of a case's "
+    f"images, and fall from {LEVELS['sigma_max']:g} to {LEVELS['sigma_min']:g} (`proximal` keeps its own, as it does not start from "
+    "noise). What the last column does not name is the default. Nothing was tuned on this table. RePaint is for masks and "
+    "`song_faithful` for parallel beams only; PaDIS cuts two-dimensional images into patches, and here an image is a single patch."
+)
+"""What a reader of the table has to know of the settings."""
+
+
+def _anything(A: LinearOperator) -> bool:
+    return True
+
+
+def _image(A: LinearOperator) -> bool:
+    return len(A.in_shape) == 2
+
+
+def _is(name: str) -> Callable[[LinearOperator], bool]:
+    return lambda A: isinstance(A, plugins.get("operators", name))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of every case whose operator it is for.
+
+    Attributes:
+        method: a registered name.
+        settings: beside the levels.
+        fits: whether it is for an operator.
+    """
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    fits: Callable[[LinearOperator], bool] = _anything
+
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """With the levels, where the method has them."""
+        levels = {} if self.method == "proximal" else LEVELS
+        return {k: v for k, v in levels.items() if configure.has_setting(self.method, k)} | self.settings
+
+
+METHODS: tuple[Entry, ...] = (
+    Entry("daps", {"n_levels": 200}),
+    Entry("daps", {"n_levels": 200, "ode_steps": 1, "prior_std": 1.0}),
+    Entry("ddnm", {"n_levels": 100}),
+    Entry("ddnm_plus", {"n_levels": 100}),
+    Entry("ddrm"),
+    Entry("dds", {"n_levels": 200}),
+    Entry("dds_published", {"n_levels": 100}),
+    Entry("diffpir"),
+    Entry("dps", {"n_levels": 1000}),
+    Entry("flow_dps"),
+    Entry("flower"),
+    Entry("mcg", {"n_levels": 1000}),
+    Entry("mcg_diff", {"particles": 256, "data_std": 1.0}),
+    Entry("mmps", {"n_levels": 200}),
+    Entry("padis", fits=_image),
+    Entry("pigdm", {"n_levels": 200, "data_std": 1.0}),
+    Entry("pigdm", {"n_levels": 200, "data_std": 1.0, "damping": 0.0}),
+    Entry("pnp_dm", {"n_sweeps": 120, "rho_max": 40.0, "rho_min": 0.002}),
+    Entry("proximal"),
+    Entry("proximal", {"trust": 1.0}),
+    Entry("red_diff", {"n_levels": 1000}),
+    Entry("repaint", {"n_levels": 250, "jump_length": 10, "resamplings": 10}, _is("masking")),
+    Entry("repaint", {"n_levels": 100, "jump_length": 1, "resamplings": 20}, _is("masking")),
+    Entry("score_ald", {"n_levels": 200}),
+    Entry("score_sde", {"n_levels": 1000}),
+    Entry("score_sde", {"n_levels": 1000, "snr": 0.0}),
+    Entry("sitcom"),
+    Entry("song_exact", {"n_levels": 1000}),
+    Entry("song_exact", {"n_levels": 1000, "snr": 0.0}),
+    Entry("song_faithful", {"n_levels": 200}, _is("parallel_beam_ct")),
+    Entry("tds", {"particles": 256, "data_std": 1.0}),
+    Entry("tmpd", {"n_levels": 200}),
+)
+"""Fewer levels than published: score_ald, song_faithful, tmpd."""

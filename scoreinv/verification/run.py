@@ -6,6 +6,7 @@ the method gives L draws of each, all in one batch; the figures are those of `sc
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,27 @@ from torch import Generator, Tensor
 
 from scoreinv import configure, metrics
 from scoreinv.linop import LinearOperator
-from scoreinv.priors.denoiser import Counted
+from scoreinv.priors.denoiser import Counted, Denoiser
 from scoreinv.priors.exact import dense
 from scoreinv.priors.references import Reference
 from scoreinv.problem import Problem
 from scoreinv.verification import measures
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A denoiser that states the size of its own unit, in the unit of its images; it gives what it gave without.
+
+    Attributes:
+        denoiser: D.
+        scale: the size.
+    """
+
+    denoiser: Denoiser
+    scale: float
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.denoiser(x, sigma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +60,16 @@ class Case:
     fixed: bool = False
     n_problems: int = 32
     n_draws: int = 64
+
+    @functools.cached_property
+    def unit(self) -> float:
+        """The standard deviation of the images, root mean square over pixels."""
+        return float(self.reference.prior.covariance.diagonal().mean().sqrt())
+
+    @property
+    def prior(self) -> Scaled:
+        """The prior, its own unit being `unit`."""
+        return Scaled(self.reference.prior, self.unit)
 
     def problems(self, rng: Generator) -> Problem:
         """J problems as one batch, with their truths, in float32 as methods get them in practice."""
@@ -87,7 +114,7 @@ def verify(case: Case, method: str, settings: Mapping[str, Any], seed: int = 0) 
     Args:
         case: what to solve.
         method: its registered name; it must have the settings `prior` and `samples`.
-        settings: further arguments of its constructor.
+        settings: further arguments of its constructor, in the case's unit.
         seed: of problems, draws and measures.
 
     Raises:
@@ -95,7 +122,7 @@ def verify(case: Case, method: str, settings: Mapping[str, Any], seed: int = 0) 
     """
     rng = torch.Generator().manual_seed(seed)
     problem = case.problems(rng)
-    counted = Counted(case.reference.prior)
+    counted = Counted(case.prior)
     solver = configure.method(method, {"samples": case.n_draws, **settings}, lambda: counted)
     started = time.perf_counter()
     with torch.no_grad():

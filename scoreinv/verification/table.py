@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scoreinv.files.atomic import replacing
 from scoreinv.progress import track
 from scoreinv.verification import report
-from scoreinv.verification.cases import METHODS, cases
+from scoreinv.verification.cases import METHODS, PREFACE, Entry, cases
 from scoreinv.verification.run import Case, verify
 
 NAME = "verification"
@@ -38,34 +39,37 @@ def verification_table(
     """
     known = cases()
     _check("case", only, [c.name for c in known])
-    _check("method", methods, list(METHODS))
+    _check("method", methods, sorted({entry.method for entry in METHODS}))
     rows = folder / f"{NAME}.csv"
     done = {(r["case"], r["method"], r["settings"]) for r in report.read(rows)}
-    for case, method in track(list(_missing(known, methods, only, done)), "verify"):
+    for case, entry in track(list(_missing(known, methods, only, done)), "verify"):
         try:
-            figures = verify(case, method, METHODS[method], seed)
-        except (ValueError, RuntimeError) as error:
-            warnings.warn(f"{method} on {case.name}: {error}", stacklevel=2)
+            figures = verify(case, entry.method, entry.all_settings, seed)
+        except (ArithmeticError, ValueError, RuntimeError) as error:
+            warnings.warn(f"{entry.method} on {case.name}: {error}", stacklevel=2)
             continue
-        report.append(rows, case.name, method, _settings(method), figures)
+        report.append(rows, case.name, entry.method, written(entry.settings), figures)
     table = report.read(rows)
     with replacing(folder / f"{NAME}.md") as temporary:
-        temporary.write_text(report.markdown(table, known), encoding="utf-8")
+        temporary.write_text(report.markdown(table, known, PREFACE), encoding="utf-8")
     report.picture(folder / f"{NAME}.png", table, known)
     return [folder / f"{NAME}.{kind}" for kind in ("csv", "md", "png")]
 
 
+def written(settings: Mapping[str, Any]) -> str:
+    """Settings as they stand in the table."""
+    return ", ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
+
+
 def _missing(
     known: list[Case], methods: Sequence[str], only: Sequence[str], done: set[tuple[str, str, str]]
-) -> Iterator[tuple[Case, str]]:
+) -> Iterator[tuple[Case, Entry]]:
     for case in known:
-        for method in methods or METHODS:
-            if (not only or case.name in only) and (case.name, method, _settings(method)) not in done:
-                yield case, method
-
-
-def _settings(method: str) -> str:
-    return ", ".join(f"{k}={json.dumps(v)}" for k, v in METHODS[method].items())
+        for entry in METHODS:
+            asked = (not methods or entry.method in methods) and (not only or case.name in only)
+            new = (case.name, entry.method, written(entry.settings)) not in done
+            if asked and new and entry.fits(case.reference.A):
+                yield case, entry
 
 
 def _check(what: str, given: Sequence[str], known: list[str]) -> None:
