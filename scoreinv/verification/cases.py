@@ -47,8 +47,9 @@ LEVELS: dict[str, Any] = {"sigma_max": 40.0, "sigma_min": 0.001}
 PREFACE = (
     "One set of settings serves all cases: noise levels and other settings are in units of the standard deviation of a case's "
     f"images, and fall from {LEVELS['sigma_max']:g} to {LEVELS['sigma_min']:g} (`proximal` keeps its own, as it does not start from "
-    "noise). What the last column does not name is the default. Nothing was tuned on this table. RePaint is for masks and "
-    "`song_faithful` for parallel beams only; PaDIS cuts two-dimensional images into patches, and here an image is a single patch."
+    "noise). What the last column does not name is the default. No setting was tuned on this table; the rows with snr=0.0 and "
+    "damping=0.0 show where a variance comes from. RePaint is for masks and `song_faithful` for parallel beams only; PaDIS cuts "
+    "two-dimensional images into patches, and here an image is a single patch."
 )
 """What a reader of the table has to know of the settings."""
 
