@@ -3,7 +3,9 @@
 One middle slice of every validation patient (256 x 256), parallel beam, views spread evenly over 180 degrees, 363 detector
 cells as wide as a pixel, data simulated with the operator that reconstructs ("linear" weights; noise-free data with that are an
 inverse crime, as in the published tables), noise-free and with Gaussian noise relative to the mean of the data. PSNR (range 1.0)
-and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU, of the mean of a method's samples.
+and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU, of the mean of a method's samples. The rows of
+`proximal` with earlier priors have the momentum of their time, 0.5 instead of 0.8; with 0.5 the prior df45c24d165d has 35.39 dB
+noise-free and 34.72 dB with noise.
 
     SCOREINV_DATA=/data python benchmarks/few_view.py --out benchmarks/results
 
