@@ -135,6 +135,96 @@ def coverage(samples: Tensor, truth: Tensor, level: float) -> Tensor:
     return ((truth >= low) & (truth <= high)).double().mean((-2, -1))
 
 
+def crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """Continuous ranked probability score of every pixel, mean |xᵢ − truth| − ½ mean |xᵢ − xⱼ| (i ≠ j), in the unit of the images.
+
+    A proper score: its expectation is least for draws from the law of the truth. The mean over pairs of different draws is the
+    fair estimate, whose expectation does not depend on their number (Gneiting, Raftery 2007,
+    doi:10.1198/016214506000001437, eq. 21; Ferro 2014, doi:10.1002/qj.2270).
+
+    Args:
+        samples: (n, *batch, H, W), any unit.
+        truth: (*batch, H, W), in the same unit.
+
+    Returns:
+        (*batch, H, W); below 0 by chance where few draws are close to the truth.
+
+    Raises:
+        ValueError: fewer than 2 samples, or shapes that do not match.
+    """
+    n = samples.shape[0]
+    if samples.shape[1:] != truth.shape or n < 2:
+        raise ValueError(f"crps: expected at least 2 samples (n, {tuple(truth.shape)}), got {tuple(samples.shape)}")
+    rank = torch.arange(1, n + 1, dtype=torch.float64).reshape(-1, *[1] * truth.ndim)
+    ordered = samples.double().cpu().sort(dim=0).values
+    spread = ((2 * rank - n - 1) * ordered).sum(dim=0) / (n * (n - 1))  # ½ of the mean over pairs, by ranks
+    return ((samples.double().cpu() - truth.double().cpu()).abs().mean(dim=0) - spread).to(samples.device)
+
+
+def rmse_hu_between(hu: Tensor, ref_hu: Tensor, low: float, high: float) -> Tensor:
+    """Root mean square error [HU] of the pixels whose true value lies between low and high, both included: one kind of tissue.
+
+    Args:
+        hu, ref_hu: (*batch, H, W) [HU].
+        low, high: ends of the range [HU]; may be infinite.
+
+    Returns:
+        (*batch,), NaN for an image without such pixels.
+    """
+    _check("rmse_hu_between", hu, ref_hu, 1.0)
+    inside = (ref_hu >= low) & (ref_hu <= high)
+    squares = torch.where(inside, (hu.double() - ref_hu.double()).square(), 0).sum((-2, -1))
+    return (squares / inside.sum((-2, -1))).sqrt()
+
+
+def calibration_ratio(samples: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    """√(1 + 1/n) rms(std) / rms(mean − truth) over some pixels: 1 for draws from the law of the truth, below 1 where they are too
+    much alike.
+
+    The mean of n exact draws of standard deviation s is off by s √(1 + 1/n).
+
+    Args:
+        samples: (n, *batch, H, W), n at least 2, any unit.
+        truth: (*batch, H, W), in the same unit.
+        where: (*batch, H, W) bool, which pixels count.
+
+    Returns:
+        (*batch,), NaN where no pixel counts.
+    """
+    std, error = _predicted(samples, truth, "calibration_ratio")
+    mean_squares = [torch.where(where, t.square(), 0).sum((-2, -1)) for t in (std, error)]
+    return (mean_squares[0] / mean_squares[1]).sqrt()
+
+
+def coverage_of_normal(samples: Tensor, truth: Tensor, where: Tensor, level: float) -> Tensor:
+    """Share of some pixels whose true value lies in mean ± t √(1 + 1/n) std, t of Student's law with n − 1 degrees: `level` for
+    normal draws, however few they are (unlike `coverage`, which assumes no law and needs many).
+
+    Args:
+        samples, truth, where: see `calibration_ratio`.
+        level: between 0 and 1.
+
+    Returns:
+        (*batch,), NaN where no pixel counts.
+    """
+    from scipy import stats
+
+    if not 0 < level < 1:
+        raise ValueError(f"coverage_of_normal: level must lie between 0 and 1, got {level}")
+    std, error = _predicted(samples, truth, "coverage_of_normal")
+    held = error <= float(stats.t.ppf((1 + level) / 2, samples.shape[0] - 1)) * std
+    return (held & where).sum((-2, -1)) / where.sum((-2, -1)).double()
+
+
+def _predicted(samples: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The error's standard deviation that draws predict, √(1 + 1/n) std, and the error of their mean, in float64."""
+    n = samples.shape[0]
+    if samples.shape[1:] != truth.shape or n < 2:
+        raise ValueError(f"{name}: expected at least 2 samples (n, {tuple(truth.shape)}), got {tuple(samples.shape)}")
+    draws = samples.double()
+    return math.sqrt(1 + 1 / n) * draws.std(0), (draws.mean(0) - truth.double()).abs()
+
+
 def _order_statistic(ordered: Tensor, q: float) -> Tensor:
     """The quantile q of draws sorted along the first dimension, in Weibull's definition."""
     n = ordered.shape[0]
