@@ -1,21 +1,22 @@
 """What `--fast`, `--best` and `--calibrated` stand for.
 
-Measured by benchmarks/presets.py with the prior 0ed1248bb1f6 (benchmarks/results/presets.md): 23 parallel views, 0.5 % noise, 4 validation
-patients averaged to 128 x 128, on whom the settings were also chosen; ratio, coverage and chi^2 of a draw are 1, 90 % and 1 for draws from the posterior.
+Measured by benchmarks/presets.py with the prior df45c24d165d (benchmarks/results/presets.md): 23 parallel views, 0.5 % noise, 4 validation
+patients averaged to 128 x 128; ratio, coverage and chi^2 of a draw are 1, 90 % and 1 for draws from the posterior. The settings were chosen on
+the same patients, with the prior before.
 
                  evaluations    PSNR     ratio    coverage    chi^2 of a draw    CRPS
-    default      50             33.76    0.43     67 %        0.28               27.2 HU
-    fast         15             33.94
-    best         50             34.39 on two of them, where the default has 33.78
-    calibrated   240            32.56    1.02     92 %        1.04               27.9 HU
+    default      50             34.25    0.47     70 %        0.50               24.9 HU
+    fast         20             34.38
+    best         50             34.57
+    calibrated   240            32.90    0.98     92 %        1.04               26.6 HU
 
-At 256 x 256 (2 patients) the image of `fast` is 0.2 and 0.6 dB below the default, that of 20 levels with the same momentum 0.4 and 0.1 dB
-above it. `fast` and `best` give one image without uncertainty: the mean of draws lay 0.3 dB below it at 128 x 128.
+At 256 x 256 (2 patients) the image alone has 32.1, 32.7, 33.0 and 33.2 dB after 15, 20, 30 and 50 evaluations. `fast` and `best` give one
+image without uncertainty.
 
 `calibrated` is DAPS with one evaluation a level and r² = σ² s² / (σ² + s²), whose draws of the data's part are exact.
-s = 0.1 is a compromise: the ratio is 0.70 on the patient with the noisiest truth and 1.07 to 1.16 on the others (s = 0.18: 0.93 and 1.42 on
-one of each). On the first patient MMPS had a ratio of 0.46 and 31.3 dB (30 levels, 3 CG steps), DDS 0.54 and
-29.7 dB, PnP-DM 1.59 and 30.4 dB with a chi^2 of 4.1 (75 evaluations a draw). It is not free: its mean is 1.2 dB below the default's.
+s = 0.1 is a compromise: the ratio is 0.70 on the patient with the noisiest truth and 1.1 on the others. With the prior before, on the first
+patient, MMPS had a ratio of 0.46 (30 levels, 3 CG steps), DDS 0.54, PnP-DM 1.59 with a chi^2 of 4.1 (75
+evaluations a draw). It is not free: its mean is 1.3 dB below the default's.
 
 The settings are for gray images that the CT prior knows, whatever the operator: both methods know noise-free data, and `proximal` looks for
 pixels without data itself. The levels of `calibrated` for those (`unseen`) are the method's own first level, not measured.
@@ -58,7 +59,7 @@ class Preset(NamedTuple):
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "fast": Preset("proximal", {"n_levels": 15, "momentum": 0.8, "samples": 1}, prior="ct-256-fast"),
+        "fast": Preset("proximal", {"n_levels": 20, "momentum": 0.8, "samples": 1}, prior="ct-256-fast"),
         "best": Preset("proximal", {"n_levels": 50, "momentum": 0.8, "samples": 1}),
         "calibrated": Preset(
             "daps",
