@@ -8,7 +8,6 @@ instead of the constructor's.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -113,8 +112,7 @@ def call(what: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     parameters = inspect.signature(build).parameters
     for key in arguments:
         if key not in parameters:
-            near = difflib.get_close_matches(key, parameters, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = plugins.did_you_mean(key, parameters)
             raise ValueError(f"{what} has no setting {key!r}.{hint} Known: {', '.join(sorted(parameters))}")
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
     if missing:

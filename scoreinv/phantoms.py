@@ -121,11 +121,18 @@ def rasterise(
     y = ((height - 1) / 2 - torch.arange(height, dtype=torch.float64))[:, None] * step
     total = torch.zeros(height, width, dtype=torch.float64)
     for e in ellipses:
-        dx, dy = x - e.centre_mm[0], y - e.centre_mm[1]
+        columns, rows = (_near(t, c, max(e.axes_mm)) for t, c in ((x, e.centre_mm[0]), (y[:, 0], e.centre_mm[1])))
+        dx, dy = x[columns] - e.centre_mm[0], y[rows] - e.centre_mm[1]
         along = (dx * math.cos(e.angle) + dy * math.sin(e.angle)) / e.axes_mm[0]
         across = (dy * math.cos(e.angle) - dx * math.sin(e.angle)) / e.axes_mm[1]
-        total += e.value * (along**2 + across**2 <= 1)
+        total[rows, columns] += e.value * (along**2 + across**2 <= 1)
     return total.reshape(image_shape[0], subpixels, image_shape[1], subpixels).mean(dim=(1, 3))
+
+
+def _near(positions: Tensor, centre: float, reach: float) -> slice:
+    """The part of ascending or descending positions that is no further from a centre than that."""
+    (found,) = ((positions - centre).abs() <= reach).nonzero(as_tuple=True)
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0)
 
 
 def line_integrals(ellipses: Sequence[Ellipse], A: HasRays) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,6 +21,31 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         _quiet.reset(token)
+
+
+class Bar:
+    """A bar that its user moves, with a word about the last item; silent where nobody can see it."""
+
+    def __init__(self, shown: Any = None) -> None:
+        self._shown = shown
+
+    def advance(self, text: str = "") -> None:
+        """One more item is done."""
+        if self._shown is not None:
+            self._shown.set_postfix_str(text, refresh=False)
+            self._shown.update()
+
+
+@contextlib.contextmanager
+def bar(description: str, total: int) -> Iterator[Bar]:
+    """A bar on stderr that tells the time left, moved by its `advance`."""
+    if _quiet.get() or not sys.stderr.isatty():
+        yield Bar()
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=description, total=total, leave=False) as shown:
+        yield Bar(shown)
 
 
 def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

@@ -1,0 +1,118 @@
+"""The arguments of a call, checked before it is made: names, types, and the defaults of those that are not given."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, Union
+
+from scoreinv.plugins import did_you_mean
+
+
+class ArgumentError(ValueError):
+    """An argument is not what is expected.
+
+    Attributes:
+        key: its name, where it is about one.
+        owner: the part of a sweep that it belongs to, where that is known.
+    """
+
+    def __init__(self, message: str, key: str | None = None, owner: object = None) -> None:
+        super().__init__(message)
+        self.key, self.owner = key, owner
+
+
+def resolved(
+    what: str, build: Callable[..., Any], given: Mapping[str, Any], *, automatic: Collection[str] = ()
+) -> dict[str, Any]:
+    """All arguments of a call as plain values.
+
+    Args:
+        what: is called, for messages.
+        build: a class or function.
+        given: arguments by their names.
+        automatic: names of arguments that come from elsewhere and are left out.
+
+    Raises:
+        ArgumentError: an unknown name, with the nearest known one; a value of the wrong type; a missing argument.
+    """
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    signature = inspect.signature(build).parameters.items()
+    known = {k: p for k, p in signature if p.kind in named and k not in automatic}
+    hints = _hints(build)
+    for key, value in given.items():
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise ArgumentError(f"{what} has no argument {key!r}.{hint} Known: {', '.join(sorted(known))}", key)
+        if not fits(value, hints.get(key, Any)):
+            raise ArgumentError(f"{what}: {key} should be {_words(hints[key])}, got {value!r}", key)
+    missing = [k for k, p in known.items() if p.default is p.empty and k not in given]
+    if missing:
+        raise ArgumentError(f"{what} needs {', '.join(missing)}")
+    return {k: plain(given.get(k, p.default)) for k, p in known.items()}
+
+
+def different(build: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of resolved arguments that are not the defaults, as the call takes them: with tuples for lists."""
+    defaults = {k: plain(p.default) for k, p in inspect.signature(build).parameters.items() if p.default is not p.empty}
+    return {k: as_tuple(v) for k, v in arguments.items() if k not in defaults or plain(defaults[k]) != plain(v)}
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists, also inside lists, as tuples."""
+    return tuple(as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it; what JSON does not know becomes its repr."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotated type; annotations of other things fit everything."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, h) for h in inside)
+    if origin is Literal:
+        return value in inside
+    if hint in (None, type(None)):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    if origin in (tuple, list, Sequence):
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is tuple and Ellipsis not in inside:
+            return len(value) == len(inside) and all(map(fits, value, inside))
+        return all(fits(v, inside[0]) for v in value)
+    return True
+
+
+def _words(hint: Any) -> str:
+    """Such as "int" or "float or None"."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_words(h) for h in typing.get_args(hint))
+    if hint in (None, type(None)):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _hints(build: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of the arguments; none where they name what is known to type checkers only."""
+    call: Any = build
+    try:
+        return typing.get_type_hints(call.__init__ if isinstance(build, type) else call)
+    except NameError:
+        return {}

@@ -1,0 +1,66 @@
+"""The operators of a cell: the one that reconstructs, and the one that makes the data.
+
+Both measure the same rays with the same detector. The one that makes the data may see the image on a finer grid and weigh pixels in another
+way, so that no method is rewarded for inverting the very matrix that the data come from (an inverse crime: Kaipio, Somersalo,
+Statistical and computational inverse problems, 2005, section 1.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from scoreinv import plugins
+from scoreinv.configure import operator_for_image
+from scoreinv.linop import LinearOperator
+from scoreinv.plugins import did_you_mean
+from scoreinv.study.arguments import different
+
+
+def operator(call: Mapping[str, Any], shape: tuple[int, ...], pixel_mm: float) -> LinearOperator:
+    """The operator of a cell for images of a shape with pixels of a side [mm].
+
+    Raises:
+        ValueError: it refuses its arguments.
+    """
+    cls = plugins.get("operators", call["name"])
+    arguments = different(getattr(cls, "for_image", cls), {k: v for k, v in call.items() if k != "name"})
+    return operator_for_image(call["name"], shape, pixel_mm, arguments)
+
+
+def data_operator(A: LinearOperator, simulate: Mapping[str, Any]) -> LinearOperator:
+    """The operator that makes the data: A itself, or A on a grid `refine` times as fine, with other fields.
+
+    It is applied once: where an operator can do without a matrix in memory, none is made.
+
+    Raises:
+        ValueError: an unknown field, or A knows nothing of pixels.
+    """
+    if not simulate:
+        return A
+    cls = type(A).__name__
+    known: set[str] = {f.name for f in dataclasses.fields(A)} if dataclasses.is_dataclass(A) else set()
+    change = dict(simulate)
+    refine = change.pop("refine", 1)
+    for key in change:
+        if key not in known or key in ("image_shape", "pixel_mm"):
+            hint = did_you_mean(key, ["refine", *known])
+            raise ValueError(
+                f"simulate: {cls} has no field {key!r}.{hint} Known: {', '.join(['refine', *sorted(known)])}"
+            )
+    if not isinstance(refine, int) or isinstance(refine, bool) or refine < 1:
+        raise ValueError(f"simulate: refine should be a whole number of at least 1, got {refine!r}")
+    if refine > 1:
+        if not {"image_shape", "pixel_mm"} <= known:
+            raise ValueError(f"simulate: {cls} has no image_shape and pixel_mm to refine")
+        fine: Any = A
+        change["image_shape"] = tuple(n * refine for n in fine.image_shape)
+        change["pixel_mm"] = fine.pixel_mm / refine
+    if "memory_budget_bytes" in known:
+        change.setdefault("memory_budget_bytes", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about that budget; the geometry's own are A's, which has given them
+        made: LinearOperator = dataclasses.replace(A, **change)  # type: ignore[type-var]
+    return made

@@ -1,0 +1,61 @@
+"""The Markdown table of a sweep: a table for each problem, a line for each method, means over images and seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = {
+    "psnr": ("PSNR [dB]", "{:.2f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "rmse_hu": ("RMSE [HU]", "{:.1f}"),
+    "chi2": ("χ²", "{:.3g}"),
+    "calibration": ("calibration", "{:.2f}"),
+    "coverage_90": ("coverage of 90 %", "{:.0%}"),
+    "evaluations": ("evaluations", "{:g}"),
+    "seconds": ("s an image", "{:.2g}"),
+}
+
+Row = Mapping[str, Any]
+
+
+def table(rows: Sequence[Row], title: str = "") -> str:
+    """The text; figures that no row of a line has are "-".
+
+    Args:
+        rows: as `study.read` gives them.
+        title: above it.
+    """
+    lines = [f"# {title}", ""] if title else []
+    for problem in groups(
+        rows, ("image.source", "image.phantom", "image.size", "image.shape", "operator", "noise", "simulate")
+    ):
+        n_images = len({row["image"] for row in problem})
+        lines += [f"## {problem[-1]['problem']}", ""]
+        lines += [f"Means over {n_images} image{'s' * (n_images != 1)}; a row is an image with a seed.", ""]
+        lines += [f"| method | rows | {' | '.join(words for words, _ in COLUMNS.values())} |"]
+        lines += ["| --- " * (len(COLUMNS) + 2) + "|"]
+        lines += [_line(method) for method in groups(problem, ("method", "prior_sha256"))]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def groups(rows: Sequence[Row], parts: Sequence[str]) -> list[list[Row]]:
+    """Rows that agree in these columns and in all arguments of these parts, in the order in which they came."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        own = sorted((k, repr(v)) for k, v in row.items() if k in parts or k.partition(".")[0] in parts)
+        found.setdefault(repr(own), []).append(row)
+    return list(found.values())
+
+
+def _line(rows: Sequence[Row]) -> str:
+    done = [row for row in rows if row["status"] == "done"]
+    prior = f" (prior {rows[-1]['prior']}, {rows[-1]['prior_sha256'][:8]})" if rows[-1]["prior"] else ""
+    failed = f", {len(rows) - len(done)} failed" if len(done) < len(rows) else ""
+    cells = [rows[-1]["label"] + prior, f"{len(done)}{failed}"]
+    for key, (_, form) in COLUMNS.items():
+        values = [row[key] for row in done if row[key] is not None]
+        cells.append(form.format(statistics.fmean(values)) if values else "-")
+    return f"| {' | '.join(cells)} |"
