@@ -1,0 +1,221 @@
+"""What a sweep's figures say about patients, not about images: the numbers of its report.
+
+x_p      mean of a figure over the slices and seeds of patient p (of phantoms, every image is a patient)
+mean     of the x_p of n patients, with mean ± t(0.975, n − 1) s / √n, Student's t, s the standard deviation of the x_p
+Δ        the same of the differences d_p = x_p − b_p to the baseline, over the patients that both have
+p        of Wilcoxon's signed-rank test that the d_p lie symmetrically around 0, two-sided (scipy.stats.wilcoxon)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scoreinv.plugins import did_you_mean
+from scoreinv.study.tables import groups
+
+Row = Mapping[str, Any]
+BASELINE = "fista_tv"
+PROBLEM = ("image.source", "image.phantom", "image.size", "image.shape", "operator", "noise", "simulate")
+METHOD = ("method", "prior_sha256")
+"""Columns and parts in which the rows of a problem, of a method agree."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A column of rows.
+
+    Attributes:
+        key: its name.
+        words: the head of a table's column, with the unit.
+        digits: after the point.
+        better: 1 where more is better, -1 where less is, 0 where neither is.
+        percent: whether it is a share.
+        in_markdown: whether the Markdown table has it.
+    """
+
+    key: str
+    words: str
+    digits: int
+    better: int
+    percent: bool = False
+    in_markdown: bool = True
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return dataclasses.asdict(self)
+
+
+FIGURES = (
+    Figure("psnr", "PSNR [dB]", 2, 1),
+    Figure("ssim", "SSIM", 3, 1),
+    Figure("rmse_hu", "RMSE [HU]", 1, -1),
+    Figure("calibration", "calibration ratio", 2, 0),
+    Figure("coverage_90", "coverage of 90 % [%]", 0, 0, percent=True),
+    Figure("seconds", "seconds", 2, -1),
+    Figure("evaluations", "evaluations", 0, -1, in_markdown=False),
+    Figure("chi2", "χ²", 2, 0, in_markdown=False),
+    Figure("rmse_hu_lung", "RMSE lung [HU]", 1, -1, in_markdown=False),
+    Figure("rmse_hu_soft", "RMSE soft tissue [HU]", 1, -1, in_markdown=False),
+    Figure("rmse_hu_bone", "RMSE bone [HU]", 1, -1, in_markdown=False),
+)
+COMPARED = ("psnr", "ssim", "rmse_hu")
+"""Figures that are tested against the baseline."""
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and 95 % confidence interval by Student's t; of one value there is no interval."""
+    from scipy import stats
+
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def paired_test(values: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, Any] | None:
+    """Differences to a baseline over the patients that both have; None where there are none.
+
+    Returns:
+        `difference` as `mean_interval` gives it, `p` of Wilcoxon's test (None of fewer than 2 patients), `n` and `wins`: patients in
+        all, and with a positive difference.
+    """
+    from scipy import stats
+
+    differences = [values[p] - baseline[p] for p in values if p in baseline]
+    if not differences:
+        return None
+    p: float | None = None
+    if len(differences) > 1:
+        p = 1.0
+        if any(differences):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that ties make p approximate, in some versions of scipy
+                p = float(stats.wilcoxon(differences).pvalue)
+    wins = sum(d > 0 for d in differences)
+    return {"difference": mean_interval(differences), "p": p, "n": len(differences), "wins": wins}
+
+
+def problems(rows: Sequence[Row], baseline: str | None = None) -> list[dict[str, Any]]:
+    """For each problem its methods, with what their figures are and how they compare with the baseline; `short` is what the name of
+    a problem has and not all others have.
+
+    Args:
+        rows: as `study.read` gives them.
+        baseline: label or name of a method; None is fista_tv, or nothing where there is none.
+
+    Raises:
+        ValueError: no method has that label or name.
+    """
+    known = {str(row[k]) for row in rows for k in ("label", "method")}
+    if baseline is not None and baseline not in known:
+        hint = did_you_mean(baseline, known)
+        raise ValueError(f"--baseline {baseline}: no method is called so.{hint} Known: {', '.join(sorted(known))}")
+    called = names(rows)
+    found = [_problem(own, called, baseline or BASELINE) for own in groups(rows, PROBLEM)]
+    common = set(shared([p["problem"] for p in found]).split(", ")) if len(found) > 1 else set()
+    for p in found:
+        p["short"] = ", ".join(part for part in p["problem"].split(", ") if part not in common) or p["problem"]
+    return found
+
+
+def names(rows: Sequence[Row]) -> dict[str, str]:
+    """What tables call the method of a row, for each `key`: its label, with the prior where the label has several."""
+    lines = groups(rows, METHOD)
+    labels = [line[-1]["label"] for line in lines]
+    found: dict[str, str] = {}
+    for k, line in enumerate(lines):
+        name = labels[k]
+        if labels.count(name) > 1:
+            prior = line[-1]["prior"]
+            name += f" (prior {prior}, {line[-1]['prior_sha256'][:8]})" if prior else f" ({labels[:k].count(name) + 1})"
+        found |= {row["key"]: name for row in line}
+    return found
+
+
+def unit(row: Row) -> str:
+    """The patient of a row; the image itself of a phantom."""
+    return str(row["image.patient"] if row.get("image.patient") is not None else row["image"])
+
+
+def by_unit(rows: Sequence[Row], figure: str) -> dict[str, float]:
+    """The mean of a figure for each patient that has it."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row["status"] == "done" and row[figure] is not None:
+            values.setdefault(unit(row), []).append(float(row[figure]))
+    return {name: statistics.fmean(own) for name, own in values.items()}
+
+
+def _problem(rows: Sequence[Row], called: Mapping[str, str], baseline: str) -> dict[str, Any]:
+    lines = groups(rows, METHOD)
+    values = [{f.key: by_unit(line, f.key) for f in FIGURES} for line in lines]
+    base = _baseline(lines, values, baseline)
+    methods = []
+    for k, line in enumerate(lines):
+        tests: dict[str, Any] = {}
+        if base is not None and k != base:
+            tests = {f: paired_test(values[k][f], values[base][f]) for f in COMPARED}
+        methods.append(
+            {
+                "label": called[line[0]["key"]], "prior": line[0]["prior"], "rows": len(line),
+                "failed": sum(row["status"] != "done" for row in line),
+                "n": len({unit(row) for row in line if row["status"] == "done"}),
+                "values": {f: mean_interval([*own.values()]) for f, own in values[k].items() if own},
+                "tests": {f: t for f, t in tests.items() if t is not None},
+            }
+        )  # fmt: skip
+    patients = any(row.get("image.patient") is not None for row in rows)
+    return {
+        "problem": rows[-1]["problem"], "unit": "patients" if patients else "images", "methods": methods,
+        "baseline": None if base is None else methods[base]["label"],
+    }  # fmt: skip
+
+
+def _baseline(lines: Sequence[Sequence[Row]], values: Sequence[Mapping[str, Any]], baseline: str) -> int | None:
+    """Which method is the baseline; the one of the highest mean PSNR where several have its name."""
+
+    def psnr(k: int) -> float:
+        own = values[k]["psnr"]
+        return statistics.fmean(own.values()) if own else -math.inf
+
+    for column in ("label", "method"):
+        found = [k for k, line in enumerate(lines) if line[-1][column] == baseline]
+        if found:
+            return max(found, key=psnr)
+    return None
+
+
+AXES = (
+    ("operator.n_views", "views", True, 1.0),
+    ("noise.photons", "photons a ray", True, 1.0),
+    ("noise.relative", "noise [%]", False, 100.0),
+    ("operator.arc", "arc [degrees]", False, 180 / math.pi),
+)
+"""Columns along which figures are plotted: what they are called, whether the scale is logarithmic, and a factor to the unit."""
+
+
+def axes(rows: Sequence[Row], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each axis of the sweep the problems that differ in nothing else: their index in `problems(rows)` and the value of each."""
+    heads = [own[0] for own in groups(rows, PROBLEM)]
+    plots = []
+    for column, words, logarithmic, factor in AXES:
+        plain = [{**row, column: None, "index": k} for k, row in enumerate(heads) if row.get(column) is not None]
+        for family in groups(plain, PROBLEM):
+            points = sorted((factor * float(heads[row["index"]][column]), row["index"]) for row in family)
+            if len({value for value, _ in points}) > 1:
+                title = shared([str(found[k]["problem"]) for _, k in points])
+                plots.append({"axis": words, "log": logarithmic, "title": title, "points": points})
+    return plots
+
+
+def shared(texts: Sequence[str]) -> str:
+    """Parts between commas that all texts have."""
+    parts = [text.split(", ") for text in texts]
+    return ", ".join(p for p in parts[0] if all(p in other for other in parts))
