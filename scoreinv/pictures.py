@@ -80,19 +80,27 @@ def reconstruction_picture(
     write_figure(path, lambda: _reconstruction_figure(pictures, title, pixel_mm, window))
 
 
-def training_plot(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A PNG of a training run: loss, and denoising PSNR at each noise level, against hours; validation in full, training dotted.
+DENOISING = ("Denoising PSNR", "dB at noise level σ (1 = 1000 HU); dotted: training slices", "σ")
+RECONSTRUCTION = ("Reconstruction PSNR", "dB with noise r times the mean of the data; dotted: training slices", "r")
+"""Heading, explanation and letter of the levels of a training plot."""
+
+
+def training_plot(
+    path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], words: tuple[str, str, str] = DENOISING
+) -> None:
+    """A PNG of a training run: loss, and PSNR at each noise level, against hours; validation in full, training dotted.
 
     Args:
         path: where to write it.
-        rows: of the training log: `hours`, `loss`, `psnr_<sigma>` and `train_psnr_<sigma>`, numbers or text.
+        rows: of the training log: `hours`, `loss`, `psnr_<level>` and `train_psnr_<level>`, numbers or text.
+        words: about the PSNR: heading, explanation, letter of a level.
 
     Raises:
         ValueError: there are no rows.
     """
     if not rows:
         raise ValueError("training_plot: the log has no rows yet; it gets one at every validation")
-    write_figure(path, lambda: _training_figure(rows))
+    write_figure(path, lambda: _training_figure(rows, words))
 
 
 def write_png_gray(
@@ -251,7 +259,7 @@ def _scale_bar(axes: Axes, width: int, height: int, pixel_mm: float) -> None:
     axes.text((left + right) / 2, line - 0.018 * height, text, color="white", fontsize=8.5, ha="center", va="bottom")
 
 
-def _training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _training_figure(rows: Sequence[Mapping[str, Any]], words: tuple[str, str, str]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 3.9))
@@ -272,8 +280,8 @@ def _training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 quality.plot(
                     *zip(*points, strict=True), color=colour, linewidth=1.8 if style == "-" else 1.0, linestyle=style
                 )
-        ends.append((points[-1][1], f"σ = {sigma:g}", colour))
-    _heading(quality, "Denoising PSNR", "dB at noise level σ (1 = 1000 HU); dotted: training slices")
+        ends.append((points[-1][1], f"{words[2]} = {sigma:g}", colour))
+    _heading(quality, *words[:2])
     _label_ends(quality, hours[-1], ends)
     for axes in (loss, quality):
         axes.set_xlabel("hours of training")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -34,21 +35,27 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "diffpir": "scoreinv.posterior.diffpir:DiffPIR",
         "dps": "scoreinv.posterior.dps:DPS",
         "fbp": "scoreinv.baselines.fbp:FBP",
+        "fbp_unet": "scoreinv.baselines.learned_fbp_unet:FBPUNet",
         "fista_tv": "scoreinv.baselines.fista:FistaTV",
         "fista_wavelet": "scoreinv.baselines.fista:FistaWavelet",
         "flow_dps": "scoreinv.posterior.flow:FlowDPS",
         "flower": "scoreinv.posterior.flow:Flower",
+        "learned_gradient": "scoreinv.baselines.learned_gradient:LearnedGradient",
+        "learned_primal_dual": "scoreinv.baselines.learned_primal_dual:LearnedPrimalDual",
         "mcg": "scoreinv.posterior.mcg:MCG",
         "mcg_diff": "scoreinv.posterior.mcg_diff:MCGDiff",
         "mmps": "scoreinv.posterior.mmps:MMPS",
+        "neumann": "scoreinv.baselines.learned_neumann:Neumann",
         "padis": "scoreinv.posterior.padis:PaDIS",
         "pigdm": "scoreinv.posterior.pigdm:PiGDM",
+        "pnp_admm": "scoreinv.baselines.pnp_admm:PnPADMM",
         "pnp_dm": "scoreinv.posterior.pnp_dm:PnPDM",
         "proximal": "scoreinv.posterior.proximal:Proximal",
         "red_diff": "scoreinv.posterior.red_diff:REDDiff",
         "repaint": "scoreinv.posterior.repaint:RePaint",
         "score_ald": "scoreinv.posterior.score_ald:ScoreALD",
         "score_sde": "scoreinv.posterior.score_sde:ScoreSDE",
+        "sin_4c_prn": "scoreinv.baselines.learned_sinogram:SIN4cPRN",
         "sirt": "scoreinv.baselines.iterative:SIRT",
         "sitcom": "scoreinv.posterior.sitcom:SITCOM",
         "song_exact": "scoreinv.posterior.song:SongExact",
@@ -79,9 +86,14 @@ def get(kind: str, name: str) -> Any:
         except Exception as error:  # a plugin may fail in any way
             where = f"the {kind[:-1]} {name!r} is registered as {entry.value}"
             raise ValueError(f"{where}, which cannot be imported: {error!r}") from error
-    near = difflib.get_close_matches(name, names(kind), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, names(kind))
     raise ValueError(f"no {kind[:-1]} is named {name!r}.{hint} Known: {', '.join(names(kind))}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The sentence that names the nearest known name, with a space before it; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def name_of(kind: str, cls: type) -> str:

@@ -34,7 +34,20 @@ def test_commands_parse() -> None:
         for line in block.splitlines()
         if line.startswith("scoreinv")
     ]
-    shown = {"simulate", "reconstruct", "train", "sample", "calibrate", "verify", "info", "list"}
+    shown = {
+        "simulate",
+        "reconstruct",
+        "train",
+        "sample",
+        "score",
+        "tune",
+        "bench",
+        "report",
+        "calibrate",
+        "verify",
+        "info",
+        "list",
+    }
     assert {c[0] for c in commands} == shown
     for command in commands:
         parser().parse_args(command)

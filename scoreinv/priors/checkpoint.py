@@ -38,9 +38,9 @@ def save_prior(model: EDMDenoiser, path: str | Path, card: dict[str, Any], *, ha
     write_cards(path, {"network": model.config.to_dict(), **card})
 
 
-def write_cards(path: Path, card: dict[str, Any]) -> None:
+def write_cards(path: Path, card: dict[str, Any], *, form: str = FORMAT) -> None:
     """Write the cards of the weights that lie at `path`; the checksum in them is that of the weights as they are now."""
-    full = {"format": FORMAT, **card, "sha256": checksum(path)}
+    full = {"format": form, **card, "sha256": checksum(path)}
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
     with replacing(path.with_suffix(".md")) as temporary:
@@ -55,21 +55,7 @@ def load_prior(path: str | Path) -> tuple[EDMDenoiser, dict[str, Any]]:
         ValueError: the file is a pickle, is damaged, or was not written by `save_prior`.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"{path}: a prior is a .safetensors file with a .json card beside it, got {path.suffix or 'no suffix'!r}; "
-            "pickled checkpoints (.pt, .pth, .ckpt, .pkl) can run code when opened and are not read: load yours where "
-            "you trust it and write it again with scoreinv.save_prior"
-        )
-    card_path = path.with_suffix(".json")
-    for needed in (path, card_path):
-        if not needed.is_file():
-            raise FileNotFoundError(f"{needed}: no such file (a prior is NAME.safetensors with NAME.json beside it)")
-    card = _read_card(card_path)
-    if card.get("sha256") != checksum(path):
-        raise ValueError(
-            f"{path}: checksum differs from its card's; the file is damaged or the two do not belong together"
-        )
+    card = checked_card(path)
     try:
         model = EDMDenoiser(UNetConfig.from_dict(card["network"]))
         model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
@@ -78,14 +64,43 @@ def load_prior(path: str | Path) -> tuple[EDMDenoiser, dict[str, Any]]:
     return model.eval().requires_grad_(False), card
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def checked_card(path: Path, *, what: str = "a prior", form: str = FORMAT) -> dict[str, Any]:
+    """The card of weights that are whole.
+
+    Args:
+        path: of the weights.
+        what: they are, for errors.
+        form: the card's format.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_prior`.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path}: {what} is a .safetensors file with a .json card beside it, got {path.suffix or 'no suffix'!r}; "
+            "pickled checkpoints (.pt, .pth, .ckpt, .pkl) can run code when opened and are not read: load yours where "
+            "you trust it and write it again with scoreinv.save_prior"
+        )
+    card_path = path.with_suffix(".json")
+    for needed in (path, card_path):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed}: no such file ({what} is NAME.safetensors with NAME.json beside it)")
+    card = _read_card(card_path, form)
+    if card.get("sha256") != checksum(path):
+        raise ValueError(
+            f"{path}: checksum differs from its card's; the file is damaged or the two do not belong together"
+        )
+    return card
+
+
+def _read_card(path: Path, form: str) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: is no JSON text: {error}") from error
     found = card.get("format") if isinstance(card, dict) else type(card).__name__
-    if found != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r}")
+    if found != form:
+        raise ValueError(f"{path}: expected format {form!r}, got {found!r}")
     return dict(card)
 
 

@@ -63,19 +63,13 @@ def train_prior(
     Raises:
         ValueError, OSError: images or settings are not what is expected, or patients are in both sets.
     """
-    config = configure.call("training", TrainConfig, _tuples(training or {}))
+    config = configure.call("training", TrainConfig, plain(training or {}))
     if start is not None and network:
         raise ValueError(f"the network is that of {start}; leave its settings {sorted(network)} out")
     given, card = load_prior(prior_path(start)) if start is not None else (None, {})
-    shape = given.config if given else configure.call("network", UNetConfig, _tuples(network or {}))
+    shape = given.config if given else configure.call("network", UNetConfig, plain(network or {}))
     folder.mkdir(parents=True, exist_ok=True)
-    images = read_image_set(data)
-    held_out = read_image_set(validation) if validation else None
-    shared = set(images.patients) & set(held_out.patients if held_out else ())
-    if shared:
-        raise ValueError(
-            f"patients {sorted(shared)[:3]} are in the training and in the validation images; split by patient"
-        )
+    images, held_out = read_sets(data, validation)
     _say_sizes(images, config.crop)
     trainer = Trainer(shape, config, images, processes=processes(device))
     if given:
@@ -107,7 +101,24 @@ def train_prior(
     return folder / "prior.safetensors"
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+def read_sets(data: Sequence[Path], validation: Sequence[Path]) -> tuple[ImageSet, ImageSet | None]:
+    """Training images, and validation images if any.
+
+    Raises:
+        ValueError, OSError: images are not what is expected, or patients are in both sets.
+    """
+    images = read_image_set(data)
+    held_out = read_image_set(validation) if validation else None
+    shared = set(images.patients) & set(held_out.patients if held_out else ())
+    if shared:
+        raise ValueError(
+            f"patients {sorted(shared)[:3]} are in the training and in the validation images; split by patient"
+        )
+    return images, held_out
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a frozen dataclass holds them: lists, as JSON has them, become tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 

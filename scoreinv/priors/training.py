@@ -7,33 +7,33 @@ units of what is usual there (Karras et al. 2024, arXiv:2312.02696, eq. 22):
 
     L = E[ e^(−a(σ)) λ(σ) ‖D(x, σ) − x₀‖² + a(σ) ]                                                                (2)
 
-Step k draws all of its randomness from (seed, k): a run that is killed and resumed goes through the same batches as one
-that was not, and several processes share the batch that one alone would draw.
+What a run of this has in common with any other is in `priors.descent`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scoreinv.files.atomic import replacing
 from scoreinv.priors.blocks import FourierFeatures, start_at_zero
 from scoreinv.priors.crops import ImageSet, draw_crops
+from scoreinv.priors.descent import Run, check_settings, descend, learning_rate, read_tensors
 from scoreinv.priors.network import EDMDenoiser, UNetConfig
 from scoreinv.priors.parallel import ALONE, Processes
-from scoreinv.priors.validation import VALIDATION_SIGMAS, Slice, denoising_psnr, read_log, write_log
+from scoreinv.priors.validation import VALIDATION_SIGMAS, Slice, denoising_psnr
+
+__all__ = ["Batch", "Learner", "TrainConfig", "Trainer", "UsualError", "denoising_error", "learning_rate", "train"]
 
 
 @dataclass(frozen=True)
@@ -82,29 +82,14 @@ class TrainConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop", "whole", "warmup", "lr_reference"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_settings(self, ("steps", "batch_size", "crop", "whole", "warmup", "lr_reference"))
         if not (self.lr > 0 and self.clip > 0 and self.p_std > 0):
             raise ValueError(f"lr, clip and p_std must be positive, got {self.lr}, {self.clip} and {self.p_std}")
         for name in ("whole_fraction", "zoom"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.ema or not all(0 <= decay < 1 for decay in self.ema):
-            raise ValueError(f"expected one or more decays 0 <= ema < 1, got {self.ema}")
-        for name, known in (("decay", ("cosine", "power")), ("weighting", ("edm", "learned"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {getattr(self, name)!r}")
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then half a cosine from lr to lr / 100, or the power decay."""
-    warm = min((step + 1) / config.warmup, 1.0)
-    if config.decay == "power":
-        return config.lr * warm / math.sqrt(max(step / config.lr_reference, 1.0))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(step / config.steps, 1.0)))
-    return config.lr * warm * (0.01 + 0.99 * cosine)
+        if self.weighting not in ("edm", "learned"):
+            raise ValueError(f"weighting must be 'edm' or 'learned', got {self.weighting!r}")
 
 
 def denoising_error(denoised: Tensor, x0: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
@@ -148,9 +133,16 @@ class Batch:
     sigma: Tensor
     noise: Tensor
 
+    def __len__(self) -> int:
+        return len(self.x0)
 
-class Trainer:
-    """The state of a training run: weights, their averages, optimiser, step; saved and loaded as one file."""
+
+class Trainer(Run):
+    """The state of a prior's training run; saved and loaded as one file."""
+
+    config: TrainConfig
+    model: EDMDenoiser
+    averages: list[EDMDenoiser]
 
     def __init__(
         self, network: UNetConfig, config: TrainConfig, data: ImageSet, *, processes: Processes = ALONE
@@ -170,32 +162,12 @@ class Trainer:
         self.model.unet.recompute = config.recompute
         self.start_from(self.model.state_dict())
         learner = Learner(self.model, self.usual if config.weighting == "learned" else None)
-        self.parameters = dict(learner.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-        )
+        self.begin(dict(learner.named_parameters()))
         forward = processes.shared(learner)
         self.forward = torch.compile(forward) if config.compile else forward
-        self.step, self.seconds, self.mean_loss = 0, 0.0, 1.0
-        self.history: list[dict[str, Any]] = []
-        self.start = "scratch"
-        self.images_per_second = math.nan
 
-    def begin_slice(self) -> None:
-        """Open a row of the history: a run is trained in slices, each with its own settings."""
-        row = {"from_step": self.step, "to_step": self.step, "hours": 0.0, "start": self.start}
-        row["processes"] = self.processes.count
-        self.history = [*self.history, row | {"training": asdict(self.config)}]
-        self._seconds_before = self.seconds
-
-    def _note_slice(self) -> None:
-        if self.history:
-            self.history[-1] |= {"to_step": self.step, "hours": (self.seconds - self._seconds_before) / 3600}
-
-    def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Take the weights of another run, averages included."""
-        for module in (self.model, *self.averages):
-            module.load_state_dict(weights)
+    def modules(self) -> dict[str, nn.Module]:
+        return {**super().modules(), "usual": self.usual}
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of one step, which is a function of (seed, step) alone."""
@@ -219,56 +191,11 @@ class Trainer:
             error = error * (-a).exp() + a
         return error.mean()
 
-    def advance(self) -> tuple[float, float]:
-        """One step of the optimiser; returns the loss and the gradient's norm.
-
-        Raises:
-            FloatingPointError: the loss is no longer finite.
-        """
-        started = time.perf_counter()
-        batch = self.batch(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
-        loss = self.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"training diverged at step {self.step}: gradient norm {norm}; lower the learning rate"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for decay, average in zip(self.config.ema, self.averages, strict=True):
-                weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
-                torch._foreach_lerp_(list(average.parameters()), list(self.model.parameters()), weight)
-        self.step += 1
-        taken = time.perf_counter() - started
-        self.seconds += taken
-        self.images_per_second = self.processes.count * len(batch.x0) / taken
-        return loss.item(), norm.item()
-
-    def _modules(self) -> dict[str, nn.Module]:
-        averages = {f"average{k}": average for k, average in enumerate(self.averages)}
-        return {"model": self.model, "usual": self.usual, **averages}
-
     def save(self, path: Path) -> None:
-        """Write everything that a resumed run needs into one safetensors file, whole or not at all."""
-        tensors = {f"{p}.{k}": v for p, module in self._modules().items() for k, v in module.state_dict().items()}
-        names = list(self.parameters)
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{key}.{names[i]}": value for key, value in state.items()}
-        self._note_slice()
-        facts = {
-            "step": self.step, "seconds": self.seconds, "mean_loss": self.mean_loss, "history": self.history,
-            "network": self.model.config.to_dict(), "training": asdict(self.config),
-        }  # fmt: skip
+        tensors, facts = self.state()
+        facts["network"] = self.model.config.to_dict()
         with replacing(path) as temporary:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-                temporary,
-                {"scoreinv": json.dumps(facts)},
-            )
+            save_file(tensors, temporary, {"scoreinv": json.dumps(facts)})
 
     def load(self, path: Path) -> None:
         """Continue from a file that `save` wrote.
@@ -276,27 +203,15 @@ class Trainer:
         Raises:
             ValueError: the file holds another network or other averages.
         """
-        with safe_open(path, "pt", device=str(self.processes.device)) as file:
+        with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["scoreinv"])
-            if UNetConfig.from_dict(facts["network"]) != self.model.config:
-                raise ValueError(
-                    f"{path}: holds the network {facts['network']}, this run asks for {self.model.config.to_dict()}"
-                )
-            if len(facts["training"]["ema"]) != len(self.averages):
-                raise ValueError(f"{path}: holds averages of decay {facts['training']['ema']}, not {self.config.ema}")
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        for prefix, module in self._modules().items():
-            mine = {k: v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-            module.load_state_dict({k.removeprefix(f"{prefix}."): v for k, v in mine.items()})
-        state: dict[int, dict[str, Tensor]] = {}
-        for i, name in enumerate(self.parameters):
-            keys = {key: f"adam.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            if keys["step"] in tensors:
-                state[i] = {key: _laid_out(tensors[stored], self.parameters[name]) for key, stored in keys.items()}
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.seconds, self.mean_loss = facts["step"], facts["seconds"], facts["mean_loss"]
-        self.history, self.start = facts["history"], f"state at step {self.step}"
+        if UNetConfig.from_dict(facts["network"]) != self.model.config:
+            raise ValueError(
+                f"{path}: holds the network {facts['network']}, this run asks for {self.model.config.to_dict()}"
+            )
+        if len(facts["training"]["ema"]) != len(self.averages):
+            raise ValueError(f"{path}: holds averages of decay {facts['training']['ema']}, not {self.config.ema}")
+        self.restore(read_tensors(path, self.processes.device), facts)
 
     def best_average(self, images: Sequence[Slice]) -> EDMDenoiser:
         """The average that denoises these images best; the first where there are none."""
@@ -305,20 +220,11 @@ class Trainer:
         return max(self.averages, key=lambda average: sum(denoising_psnr(average, images)))
 
 
-def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor in the memory layout of its parameter: the fused optimiser pairs them byte by byte."""
-    return tensor if tensor.ndim < parameter.ndim else torch.empty_like(parameter).copy_(tensor)
-
-
 def train(
     trainer: Trainer, folder: Path, *, validation: Sequence[Slice], training: Sequence[Slice] = (), until: int | None = None,
     hours: float = math.inf, checkpoint_minutes: float = 3.0, validate_every: int = 500,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Run from the trainer's step to the end of the schedule; yields a row of figures after every step.
-
-    Saves `folder/state.safetensors` every `checkpoint_minutes` and at the end, appends a row to `folder/log.csv` at every
-    validation. A run that begins where a state lies goes on from it; rows of the log behind that state are dropped. A state
-    that cannot be written (a full disk) is warned about, the last good one stays, and training goes on.
+    """Run from the trainer's step to the end of the schedule, see `descent.descend`; yields a row of figures after every step.
 
     Args:
         trainer: the run; its `step` advances.
@@ -331,31 +237,10 @@ def train(
         checkpoint_minutes: time between two saved states.
         validate_every: steps between two validations.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state, log = folder / "state.safetensors", folder / "log.csv"
-    if state.is_file():
-        trainer.load(state)
-    trainer.begin_slice()
-    rows = [r for r in read_log(log) if int(r["step"]) <= trainer.step]
-    last = min(trainer.config.steps, until if until is not None else trainer.config.steps)
-    started = saved = time.monotonic()
-    while trainer.step < last and trainer.processes.agree(time.monotonic() - started < 3600 * hours):
-        loss, norm = trainer.advance()
-        trainer.mean_loss = loss if trainer.step == 1 else 0.99 * trainer.mean_loss + 0.01 * loss
-        row: dict[str, Any] = {
-            "step": trainer.step, "hours": trainer.seconds / 3600, "lr": learning_rate(trainer.config, trainer.step - 1),
-            "loss": trainer.mean_loss, "gradient_norm": norm, "images_per_second": trainer.images_per_second,
-        }  # fmt: skip
-        if trainer.processes.main and (trainer.step % validate_every == 0 or trainer.step == last):
-            row |= _figures(trainer, validation, training)
-            rows.append({k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in row.items()})
-            _or_warn(lambda: write_log(log, rows))
-        if trainer.processes.main and time.monotonic() - saved > 60 * checkpoint_minutes:
-            _or_warn(lambda: trainer.save(state))
-            saved = time.monotonic()
-        yield row
-    if trainer.processes.main:
-        trainer.save(state)
+    yield from descend(
+        trainer, folder, lambda: _figures(trainer, validation, training), until=until, hours=hours,
+        checkpoint_minutes=checkpoint_minutes, validate_every=validate_every,
+    )  # fmt: skip
 
 
 def _figures(trainer: Trainer, validation: Sequence[Slice], training: Sequence[Slice]) -> dict[str, float]:
@@ -368,11 +253,3 @@ def _figures(trainer: Trainer, validation: Sequence[Slice], training: Sequence[S
         if images
         for s, p in zip(VALIDATION_SIGMAS, denoising_psnr(average, images), strict=True)
     }
-
-
-def _or_warn(write: Callable[[], None]) -> None:
-    """A write in the middle of training: a full disk must not end a run whose last state is safe."""
-    try:
-        write()
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"not saved ({error}); the last good state is kept and training goes on", stacklevel=3)

@@ -1,0 +1,1 @@
+"""Weights of learned baselines that ship with the package, each with its card."""
