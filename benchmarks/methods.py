@@ -35,7 +35,6 @@ from _data import Slice, slices
 from _methods_report import evaluations_picture, evaluations_table, pareto_picture, table
 from _problems import PROBLEMS, reduced
 from operator_speed import processor
-from scipy import stats
 from torch import Tensor
 
 from scoreinv import configure, metrics, plugins
@@ -257,22 +256,11 @@ def drawn(job: Job, problem: Problem, prior: Counted, at_once: int) -> Tensor:
 
 
 def spread(draws: Tensor, truth: Tensor) -> dict[str, float]:
-    """Do draws differ from each other as their mean differs from the truth?
-
-    For n exact draws of standard deviation s the mean is off by s √(1 + 1/n), so that √(1 + 1/n) rms(std) / rms(error) is 1;
-    and where they are normal, the truth lies in mean ± t √(1 + 1/n) std, t of Student's law with n − 1 degrees, as often as claimed.
-
-    Args:
-        draws: (n, H, W) in HU.
-        truth: (H, W) in HU.
-    """
-    n = len(draws)
-    std, error = (1 + 1 / n) ** 0.5 * draws.double().std(0), (draws.double().mean(0) - truth).abs()
-    held = error <= float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * std
+    """Do draws (n, H, W) differ from each other as their mean differs from the truth (H, W)? [HU]"""
     crps, out = metrics.crps(draws, truth), {}
     for name, where in (("tissue", truth > TISSUE_HU), ("all", torch.ones_like(truth, dtype=torch.bool))):
-        out[f"spread_{name}"] = float(std[where].square().mean().sqrt() / error[where].square().mean().sqrt())
-        out[f"coverage_{name}"] = float(held[where].double().mean())
+        out[f"spread_{name}"] = float(metrics.calibration_ratio(draws, truth, where))
+        out[f"coverage_{name}"] = float(metrics.coverage_of_normal(draws, truth, where, LEVEL))
         out[f"crps_{name}"] = float(crps[where].mean())
     return out
 

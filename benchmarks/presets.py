@@ -28,7 +28,6 @@ import argparse
 import csv
 import itertools
 import json
-import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -37,7 +36,6 @@ from typing import Any, NamedTuple
 
 import torch
 from _data import Slice, slices
-from scipy.stats import t as student
 from torch import Tensor
 
 from scoreinv import metrics
@@ -179,12 +177,10 @@ def measure(c: Candidate, s: Slice, noise: float, a: argparse.Namespace) -> dict
 
 def spread(draws: Tensor, truth: Tensor) -> dict[str, str]:
     """Are draws (M, H, W) as far from each other as from the truth (H, W)? [HU]"""
-    tissue, m = truth > TISSUE_HU, len(draws)
-    error, std = (draws.mean(0) - truth)[tissue], math.sqrt(1 + 1 / m) * draws.std(0)[tissue]
-    inside = error.abs() <= float(student.ppf((1 + LEVEL) / 2, m - 1)) * std
+    tissue = truth > TISSUE_HU
     return {
-        "ratio": f"{float((std.square().mean() / error.square().mean()).sqrt()):.3f}",
-        "coverage": f"{float(inside.double().mean()):.3f}",
+        "ratio": f"{float(metrics.calibration_ratio(draws, truth, tissue)):.3f}",
+        "coverage": f"{float(metrics.coverage_of_normal(draws, truth, tissue, LEVEL)):.3f}",
         "crps": f"{float(metrics.crps(draws, truth)[tissue].mean()):.3f}",
     }
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.device import check_device
+from scoreinv.cli.options import add_training_run, check_device
 
 
 def add_train_baseline(commands: Any) -> argparse.ArgumentParser:
@@ -31,15 +31,7 @@ def add_train_baseline(commands: Any) -> argparse.ArgumentParser:
     p.add_argument(
         "--noise", type=float, nargs="+", metavar="R", help="standard deviations over the mean of the data (0 0.005)"
     )
-    p.add_argument("--steps", type=int, help="length of the schedule (4000)")
-    p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
-    p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
-    p.add_argument(
-        "--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)"
-    )
-    p.add_argument(
-        "--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)"
-    )
+    add_training_run(p, 4000)
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
     p.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.device import check_device
+from scoreinv.cli.options import check_device
 
 
 def add_bench(commands: Any) -> argparse.ArgumentParser:

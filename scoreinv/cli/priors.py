@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.device import check_device
+from scoreinv.cli.options import add_prior, add_training_run, check_device
 
 
 def add_train(commands: Any) -> argparse.ArgumentParser:
@@ -20,15 +20,7 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     p.add_argument(
         "--start", metavar="NAME", help="begin with the weights of this prior: a shipped one or a .safetensors file"
     )
-    p.add_argument("--steps", type=int, help="length of the schedule (20000)")
-    p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
-    p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
-    p.add_argument(
-        "--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)"
-    )
-    p.add_argument(
-        "--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)"
-    )
+    add_training_run(p, 20000)
     p.add_argument("--compile", action="store_true", help="torch.compile the network")
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
@@ -76,9 +68,7 @@ def add_sample(commands: Any) -> argparse.ArgumentParser:
         "stands above the training image most like it: does it make up images, or remember them?",
     )
     p.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="picture to write")
-    p.add_argument(
-        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
-    )
+    add_prior(p)
     p.add_argument("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
     p.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of an image (%(default)s)")
     p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm] to draw images for")
@@ -117,9 +107,7 @@ def add_score(commands: Any) -> argparse.ArgumentParser:
         "--slice", type=int, metavar="K", help="of a series or volume: this slice alone; negative counts from the end"
     )
     p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm], for files that do not state it")
-    p.add_argument(
-        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
-    )
+    add_prior(p)
     p.add_argument(
         "--reference", nargs="+", type=Path, default=[], metavar="FILE", help="slices of patients that the prior does not "
         "know, to say among how many the image stands out",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.device import check_device
+from scoreinv.cli.options import add_prior, check_device
 
 
 def add_demo(commands: Any) -> argparse.ArgumentParser:
@@ -123,9 +123,7 @@ def add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     )
     p.add_argument("--samples", type=int, metavar="M", help="draws from the posterior, for mean and standard deviation")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    p.add_argument(
-        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
-    )
+    add_prior(p)
     p.add_argument(
         "--noise-std", type=float, metavar="S", help="standard deviation of the data's noise, instead of the file's"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.device import check_device
+from scoreinv.cli.options import add_prior, check_device
 
 
 def add_calibrate(commands: Any) -> argparse.ArgumentParser:
@@ -30,9 +30,7 @@ def add_calibrate(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--level", type=float, default=0.9, help="of the intervals (%(default)s)")
     p.add_argument("--method", default="proximal", metavar="NAME", help="that draws (%(default)s)")
     p.add_argument("--samples", type=int, metavar="M", help="draws an image")
-    p.add_argument(
-        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
-    )
+    add_prior(p)
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of the method")
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")

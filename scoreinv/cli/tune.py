@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.device import check_device
+from scoreinv.cli.options import add_prior, check_device
 
 
 def add_tune(commands: Any) -> argparse.ArgumentParser:
@@ -37,9 +37,7 @@ def add_tune(commands: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--patients", type=int, metavar="N", help="the first so many only")
     p.add_argument("--samples", type=int, metavar="M", help="draws an image")
-    p.add_argument(
-        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
-    )
+    add_prior(p)
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings to keep fixed")
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the search (%(default)s)")

@@ -8,7 +8,6 @@ stands for.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import h5py
@@ -122,8 +121,7 @@ def _composition(file: h5py.File, description: dict[str, Any]) -> LinearOperator
 def _check_arguments(what: str, given: dict[str, Any], fields: dict[str, Any]) -> None:
     for key in given:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = plugins.did_you_mean(key, fields)
             raise ValueError(f"{what} has no argument {key!r}.{hint} Known: {', '.join(fields)}")
     missing = [
         key

@@ -1,0 +1,34 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def check_device(device: str) -> None:
+    import torch
+
+    known = ["cpu", "cuda", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
+    if device not in known:
+        raise ValueError(f"--device {device!r}: expected one of {', '.join(known)}")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: this torch {torch.__version__} finds no CUDA device; use --device cpu")
+
+
+def add_prior(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
+    )
+
+
+def add_training_run(p: argparse.ArgumentParser, steps: int) -> None:
+    """What every training run has, of a prior or a baseline; `steps` is the default that the help names."""
+    p.add_argument("--steps", type=int, help=f"length of the schedule ({steps})")
+    p.add_argument("--hours", type=float, help="stop after so many hours; the same command goes on later")
+    p.add_argument("--checkpoint-minutes", type=float, default=3.0, help="time between saved states (%(default)s)")
+    p.add_argument(
+        "--validate-every", type=int, default=500, metavar="STEPS", help="steps between validations (%(default)s)"
+    )
+    p.add_argument(
+        "--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)"
+    )
