@@ -104,6 +104,12 @@ ENTRIES = [
     Entry("DDRM", "deepinv", "defaults: 100 steps", deepinv_ddrm(), SMALL),
     Entry("PiGDM", "scoreinv", "defaults: 50 steps", ours("pigdm")),
     Entry("PiGDM", "scoreinv", "64 steps, 10 CG", ours("pigdm", n_levels=64, iterations=10)),
+    Entry(
+        "PiGDM",
+        "scoreinv",
+        "64 steps, 10 CG, whole pulls",
+        ours("pigdm", n_levels=64, iterations=10, weight="whole"),
+    ),
     Entry("PiGDM", "azula", "defaults: 64 steps", azula_pigdm(64, 10, eta=1.0)),
     Entry("MMPS", "scoreinv", "64 steps, 1 GMRES", ours("mmps", n_levels=64, solver="gmres", iterations=1)),
     Entry("MMPS", "azula", "defaults: 64 steps, 1 GMRES", azula_mmps(64)),

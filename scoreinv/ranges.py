@@ -56,7 +56,7 @@ RANGES: dict[str, dict[str, Range]] = {
     "mcg": {"zeta": Range(0.1, 10.0, log=True), "relaxation": Range(0.1, 1.0)},
     "mmps": {"iterations": Range(1, 5, integer=True), "sigma_max": _FIRST, "eta": _ETA},
     "padis": {"guidance": Range(0.1, 10.0, log=True)},
-    "pigdm": {"data_std": Range(0.05, 2.0, log=True), "damping": Range(0.1, 1.0)},
+    "pigdm": {"data_std": Range(0.05, 2.0, log=True), "damping": Range(0.0, 1.0)},
     "pnp_dm": {"rho_max": Range(0.3, 10.0, log=True), "rho_min": Range(0.005, 0.1, log=True), "decay": Range(0.7, 0.95)},
     "proximal": {
         "trust": Range(0.5, 8.0, log=True), "momentum": Range(0.0, 0.95), "sigma_max": Range(0.1, 3.0, log=True),

@@ -119,7 +119,7 @@ def test_row_sums_that_are_not_positive_are_clipped() -> None:
 
 
 def test_noise_free_pigdm_is_the_algorithm_of_its_paper() -> None:
-    """Jᵀ A⁺ (y − A D) is added to D; with damping 0 that divided by r² / σ²."""
+    """Damping 1 adds Jᵀ A⁺ (y − A D) to D; damping 0 that divided by r² / σ²."""
     prior, problem = example(0.0)
     x, sigma = points(3), number(0.8)
     jacobian = torch.func.jacrev(lambda v: prior(v[None], sigma)[0])(x[0])
@@ -127,7 +127,7 @@ def test_noise_free_pigdm_is_the_algorithm_of_its_paper() -> None:
     plain = (problem.y - problem.A(clean)) @ torch.linalg.pinv(problem.A.matrix).T @ jacobian
     shrink = 0.25 / (0.25 + 0.64)
     for damping, factor in ((1.0, 1.0), (0.5, shrink**-0.5), (0.0, 1 / shrink)):
-        method = PiGDM(prior, data_std=0.5, damping=damping, tolerance=1e-10)
+        method = PiGDM(prior, data_std=0.5, damping=damping, longest=math.inf, tolerance=1e-10)
         got = method.condition(prior, batched(problem, 3))(x, sigma)
         torch.testing.assert_close(got, clean + factor * plain, rtol=1e-7, atol=1e-9)
 
@@ -199,8 +199,10 @@ def test_mmps_on_a_mixture_is_close_and_dps_is_not() -> None:
 
 BIASES = {
     "mmps": (MMPS, {"iterations": 3}, (0.01, 0.82, 0.86)),
-    "pigdm": (PiGDM, {}, (0.45, 1.42, 1.15)),
-    "pigdm, damping 0": (PiGDM, {"damping": 0.0}, (0.11, 0.97, 0.93)),
+    "pigdm": (PiGDM, {}, (0.22, 0.75, 1.02)),
+    "pigdm, s_d 0.5": (PiGDM, {"data_std": 0.5}, (0.15, 0.99, 0.99)),
+    "pigdm, damping 1": (PiGDM, {"data_std": 0.5, "damping": 1.0}, (0.45, 1.42, 1.15)),
+    "pigdm, whole pulls": (PiGDM, {"weight": "whole"}, (0.22, 0.35, 1.02)),
     "tmpd": (TMPD, {}, (0.33, 1.29, 1.11)),
     "dps": (DPS, {"n_levels": 50}, (0.08, 0.087, 0.91)),
     "mcg": (MCG, {}, (0.35, 0.39, 1.08)),
@@ -572,6 +574,9 @@ def test_gmres_and_cg_on_a_network() -> None:
         (PiGDM, {"data_std": 0.0}, "data_std > 0"),
         (PiGDM, {"damping": 1.5}, r"damping in \[0, 1\]"),
         (PiGDM, {"tolerance": -1.0}, "tolerance >= 0"),
+        (PiGDM, {"longest": 0.0}, "longest > 0.*got 0.0"),
+        (PiGDM, {"weight": "whole", "longest": math.inf}, "finite with weight 'whole', got inf"),
+        (PiGDM, {"weight": "tweedy"}, "no weight is named 'tweedy'; known: tweedie, whole"),
         (ScoreALD, {"n_steps": 0}, "n_steps >= 1"),
         (ScoreALD, {"step_size": 0.5, "gamma": 0.5}, "must be below 2.*got 2.5: lower step_size"),
         (ScoreSDE, {"rate": 0.0}, "rate > 0"),
