@@ -11,6 +11,9 @@ noise level on its own:
     FISTA           a grid over log10(weight), then golden-section search around its best point
 
     SCOREINV_DATA=... python benchmarks/tune_baselines.py --patients 14 --refine 4
+
+The data come from the operator that reconstructs, which for noise-free data is an inverse crime. With --finer-grid they come from images
+of 512 x 512 (those of ct/val_512.h5 for the patients that it has, else interpolated with their means kept), by areas, as in paper.toml.
 """
 
 from __future__ import annotations
@@ -39,9 +42,13 @@ from scoreinv.baselines import tuned
 from scoreinv.files.atomic import replacing
 from scoreinv.metrics import psnr, window
 from scoreinv.problem import Method, Problem, simulate
+from scoreinv.study.operators import data_operator
+from scoreinv.study.truth import ImageFile, finer
 from scoreinv.units import MU_WATER_PER_MM, hu_from_mu, mu_from_hu
 
 WINDOWS = ("ramp", "shepp-logan", "cosine", "hann")
+FINER: dict[str, Any] = {"refine": 2, "weights": "strip"}
+"""How the operator that makes the data differs with --finer-grid, see `scoreinv.study.operators`."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -135,19 +142,26 @@ def main() -> None:
     parser.add_argument("--refine", type=int, default=4, help="golden-section steps after the grid")
     parser.add_argument("--fista-iterations", type=int, default=500)
     parser.add_argument("--most-iterations", type=int, default=300, help="of SIRT and CGLS")
+    parser.add_argument("--finer-grid", action="store_true", help="simulate on a grid twice as fine: no inverse crime")
     parser.add_argument("--output", type=Path, default=tuned.PATH)
     options = parser.parse_args()
     if "SCOREINV_DATA" not in os.environ:
         sys.exit("set SCOREINV_DATA to the folder that holds ct/val.h5")
-    chosen = middle_slices(Path(os.environ["SCOREINV_DATA"]) / "ct" / "val.h5")[: options.patients]
+    folder = Path(os.environ["SCOREINV_DATA"]) / "ct"
+    chosen = middle_slices(folder / "val.h5")[: options.patients]
     names, pixels, hu = [s.patient for s in chosen], [s.pixel_mm for s in chosen], torch.stack([s.hu for s in chosen])
+    sources = finer_images(folder, names) if options.finer_grid else None
     for noise in options.noise:
-        problems = list(simulated(hu, pixels, noise))
+        problems = list(simulated(hu, pixels, noise, sources))
         tau = float(torch.cat([tuned.noise_level(p, MU_WATER_PER_MM) for p in problems]).square().mean().sqrt())
         for name in options.methods:
             print(f"{name}, noise {noise:g} (tau {tau:.4g})", flush=True)
             start = time.time()
-            row = {"relative_noise": noise, "tau": tau} | tune(name, problems, options) | provenance(names)
+            row = (
+                {"relative_noise": noise, "tau": tau}
+                | tune(name, problems, options)
+                | provenance(names, options.finer_grid)
+            )
             save(options.output, name, row)
             setting = row.get("weight") or row.get("iterations") or row["window"]
             print(f"    {row['psnr']:.2f} dB with {setting}, {time.time() - start:.0f} s", flush=True)
@@ -162,17 +176,31 @@ def save(path: Path, name: str, row: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def simulated(hu: Tensor, pixels: list[float], noise: float) -> Iterator[Problem]:
-    """One problem a patient, each with its own pixel size and noise."""
+def finer_images(folder: Path, patients: list[str]) -> list[Tensor]:
+    """The patients' middle slices on a grid twice as fine [HU]."""
+    fine = folder / "val_512.h5"
+    records = ImageFile(
+        str(folder / "val.h5"), patients=tuple(patients), fine=str(fine) if fine.is_file() else None
+    ).records()
+    return [finer(record, FINER["refine"]) for record in records]
+
+
+def simulated(hu: Tensor, pixels: list[float], noise: float, sources: list[Tensor] | None = None) -> Iterator[Problem]:
+    """One problem a patient, each with its own pixel size and noise; the data of `sources`, where they are given."""
     parallel = plugins.get("operators", "parallel_beam_ct")
     for k, (image, pixel) in enumerate(zip(hu, pixels, strict=True)):
         angles = [math.pi * v / 23 for v in range(23)]
         A = parallel(tuple(image.shape), angles, 363, pixel_mm=pixel, detector_mm=pixel)
         rng = torch.Generator().manual_seed(k)
-        yield simulate(A, mu_from_hu(image)[None], rng, relative_noise=noise)
+        x = mu_from_hu(image)[None]
+        if sources is None:
+            yield simulate(A, x, rng, relative_noise=noise)
+            continue
+        made = simulate(data_operator(A, FINER), mu_from_hu(sources[k])[None], rng, relative_noise=noise)
+        yield Problem(A, made.y, made.noise_std, x)
 
 
-def provenance(patients: list[str]) -> dict[str, Any]:
+def provenance(patients: list[str], finer_grid: bool = False) -> dict[str, Any]:
     try:
         installed = version("scoreinv")
     except PackageNotFoundError:
@@ -181,6 +209,7 @@ def provenance(patients: list[str]) -> dict[str, Any]:
         "provenance": {
             "data": "ct/val.h5, middle slice of each patient",
             "geometry": "parallel beam, 23 views over 180 degrees, 363 detectors, 256 x 256, linear weights",
+            "simulation": "512 x 512 pixels, strip weights" if finer_grid else "the operator that reconstructs",
             "patients": patients,
             "criterion": "mean PSNR [dB] on -1000..1000 HU mapped to [0, 1], range 1",
             "date": datetime.date.today().isoformat(),

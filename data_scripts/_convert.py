@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from scoreinv.files.atomic import replacing
+from scoreinv.operators.ct import FanBeamCT
 from scoreinv.priors.crops import AIR_HU
 
 SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
@@ -35,6 +36,29 @@ def seen_mm(
     """Diameter of the disc about the axis that every view of a fan beam with a flat detector sees whole [mm]."""
     reach = n_cells * cell_mm / 2 - abs(offset_mm)
     return 2 * source_origin_mm * math.sin(math.atan(reach / source_detector_mm))
+
+
+def full_turn(
+    kept: np.ndarray, n_views: int, n_cells: int, *, cell_mm: float, offset_mm: float, source_origin_mm: float,
+    source_detector_mm: float, size: int,
+) -> FanBeamCT:  # fmt: skip
+    """The operator of a fan-beam scan with a flat detector over a full turn, on the disc that every view sees whole.
+
+    Args:
+        kept: numbers of the views that are kept, of n_views in equal steps.
+        n_views: how many there were.
+        n_cells: of the detector.
+        cell_mm: width of a cell [mm].
+        offset_mm: of the detector's centre, see `scoreinv.operators.ct` [mm].
+        source_origin_mm: from the source to the rotation axis [mm].
+        source_detector_mm: from the source to the detector [mm].
+        size: pixels along each side of the image.
+    """
+    width_mm = seen_mm(n_cells, cell_mm, offset_mm, source_origin_mm, source_detector_mm)
+    return FanBeamCT(
+        (size, size), (2 * math.pi * kept / n_views).tolist(), n_cells, source_origin_mm, source_detector_mm - source_origin_mm,
+        width_mm / size, cell_mm, detector_offset_mm=offset_mm,
+    )  # fmt: skip
 
 
 def block_mean(images: np.ndarray, n: int) -> np.ndarray:

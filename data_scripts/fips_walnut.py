@@ -26,13 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _convert import seen_mm, spread
+from _convert import full_turn, spread
 from _download import count, fetch, parser, run, zenodo
 from scipy.io import loadmat
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 from scoreinv.files.scan import Scan, write_scan
-from scoreinv.operators.ct import FanBeamCT
 from scoreinv.problem import Problem
 
 RECORD, FILE = 1254206, "FullSizeSinograms.mat"
@@ -69,16 +68,10 @@ def convert(
     offset_mm, reversed_cells = find_axis(y, SOURCE_DETECTOR_MM, cell_mm)
     kept = spread(n_views, views)
     taken = y[kept, ::-1] if reversed_cells else y[kept]
-    operator = FanBeamCT(
-        (size, size),
-        (2 * math.pi * kept / n_views).tolist(),
-        n,
-        SOURCE_ORIGIN_MM,
-        SOURCE_DETECTOR_MM - SOURCE_ORIGIN_MM,
-        seen_mm(n, cell_mm, offset_mm, SOURCE_ORIGIN_MM, SOURCE_DETECTOR_MM) / size,
-        cell_mm,
-        detector_offset_mm=offset_mm,
-    )
+    operator = full_turn(
+        kept, n_views, n, cell_mm=cell_mm, offset_mm=offset_mm, source_origin_mm=SOURCE_ORIGIN_MM,
+        source_detector_mm=SOURCE_DETECTOR_MM, size=size,
+    )  # fmt: skip
     info = {
         "created_by": "data_scripts/fips_walnut.py", "source": f"{mat.name} of doi:10.5281/zenodo.{RECORD}",
         "axis": "found from the data", "cells_reversed": reversed_cells,

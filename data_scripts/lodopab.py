@@ -26,12 +26,19 @@ import numpy as np
 from _convert import write_images
 from _download import Record, count, extract, fetch, parser, remote_zip, run, zenodo
 
-from scoreinv.files.lodopab import FIELD_MM, MU_AIR_PER_MM, MU_WATER_PER_MM, lodopab_images, read_lodopab
+from scoreinv.files.lodopab import (
+    FIELD_MM,
+    MU_AIR_PER_MM,
+    MU_WATER_PER_MM,
+    SLICES_A_FILE,
+    lodopab_images,
+    lodopab_patients,
+    read_lodopab,
+)
 from scoreinv.files.scan import write_scan
 
 RECORD = 3384092
 PARTS = ("train", "validation", "test")
-SLICES_A_FILE = 128
 KINDS = ("ground_truth", "observation")
 
 
@@ -78,11 +85,7 @@ def _unpack(archive: Path, names: list[str], folder: Path) -> None:
 
 def _patients(folder: Path, part: str) -> list[str]:
     """The patient of every slice of a part."""
-    path = folder / f"patient_ids_rand_{part}.csv"
-    found = [f"lodopab-{line.strip()}" for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not found or not all(p.removeprefix("lodopab-").isdecimal() for p in found):
-        raise ValueError(f"{path}: expected one whole number a line, the patient of each slice")
-    return found
+    return lodopab_patients(folder / f"patient_ids_rand_{part}.csv")
 
 
 def convert(folder: Path, part: str, number: int, licence: str) -> Path:

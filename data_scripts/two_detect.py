@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -28,13 +27,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _convert import seen_mm, spread
+from _convert import full_turn, spread
 from _download import check_space, count, extract, parser, remote_zip, run, zenodo
 from PIL import Image, UnidentifiedImageError
 
 from scoreinv.files.scan import Scan, write_scan
 from scoreinv.files.transmission import line_integrals
-from scoreinv.operators.ct import FanBeamCT
 from scoreinv.problem import Problem
 
 RECORDS = (
@@ -124,16 +122,10 @@ def convert(folder: Path, number: int, *, views: int | None = None, size: int = 
     cell_mm = 2 * PIXEL_MM
     # Data moved down by one cell: cell d + 1 lies where their geometry has cell d.
     offset_mm = -cell_mm if any(number in r for r in SHIFTED) else 0.0
-    operator = FanBeamCT(
-        (size, size),
-        (2 * math.pi * kept / n_views).tolist(),
-        n,
-        SOURCE_ORIGIN_MM,
-        SOURCE_DETECTOR_MM - SOURCE_ORIGIN_MM,
-        seen_mm(n, cell_mm, offset_mm, SOURCE_ORIGIN_MM, SOURCE_DETECTOR_MM) / size,
-        cell_mm,
-        detector_offset_mm=offset_mm,
-    )
+    operator = full_turn(
+        kept, n_views, n, cell_mm=cell_mm, offset_mm=offset_mm, source_origin_mm=SOURCE_ORIGIN_MM,
+        source_detector_mm=SOURCE_DETECTOR_MM, size=size,
+    )  # fmt: skip
     info = {"created_by": "data_scripts/two_detect.py", "source": f"2DeteCT slice {number}, {folder.name}"}
     return Scan(Problem(operator, torch.from_numpy(y[:, 0].astype(np.float32))), info=info, noise_known=False)
 

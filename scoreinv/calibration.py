@@ -11,15 +11,15 @@ above -900 HU in m) that lies outside, q is the smallest number for which
 
 Then for a new patient, exchangeable with those n, the share outside is at most 1 − level on average (conformal risk control:
 Angelopoulos, Bates, Fisch, Lei, Schuster 2024, arXiv:2208.02814, theorem 1). It holds for scans like those that it was measured
-on: the same method and prior, about as many views, about as much noise.
+on: the same method with the same settings, the same prior, about as many views, about as much noise.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreinv import configure
 from scoreinv.files.atomic import replacing
 
 FLOOR_HU = 5.0
@@ -46,6 +47,7 @@ class Conditions:
         prior: checksum of the prior's weights.
         n_views: of the scan (its first data dimension).
         relative_noise: standard deviation of the noise over the mean of the data.
+        settings: all others of the method, defaults included, as JSON has them.
     """
 
     operator: str
@@ -54,10 +56,21 @@ class Conditions:
     prior: str
     n_views: int
     relative_noise: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def cover(self, other: Conditions) -> bool:
         """Whether a calibration under these conditions holds under the others."""
-        same = ("operator", "method", "samples", "prior")
+        return self.alike(other) and not self.changed(other)
+
+    def changed(self, other: Conditions) -> dict[str, tuple[Any, Any]]:
+        """Settings of the method that are not the same: their values here and there, None where there is no such setting."""
+        ours, theirs = ({"samples": c.samples, **c.settings} for c in (self, other))
+        names = dict.fromkeys([*ours, *theirs])
+        return {k: (ours.get(k), theirs.get(k)) for k in names if ours.get(k) != theirs.get(k)}
+
+    def alike(self, other: Conditions) -> bool:
+        """Whether everything but the settings is near enough."""
+        same = ("operator", "method", "prior")
         if any(getattr(self, k) != getattr(other, k) for k in same):
             return False
         noise = max(self.relative_noise, 1e-6) / max(other.relative_noise, 1e-6)
@@ -165,7 +178,7 @@ def write_calibrations(path: Path, calibrations: Iterable[Calibration]) -> None:
 
 
 def read_calibrations(path: Path | None = None) -> list[Calibration]:
-    """Those of a file, or the ones that ship.
+    """Those of a file, or the ones that ship. An entry without settings is one of the method's defaults.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -179,9 +192,19 @@ def read_calibrations(path: Path | None = None) -> list[Calibration]:
 
 
 def _from_dict(entry: dict[str, Any]) -> Calibration:
-    return Calibration(**{**entry, "conditions": Conditions(**entry["conditions"])})
+    stated = dict(entry["conditions"])
+    if "settings" not in stated:  # as files were written at first
+        stated["settings"] = configure.default_settings(stated["method"], without=("samples",))
+    return Calibration(**{**entry, "conditions": Conditions(**stated)})
 
 
 def find(calibrations: Sequence[Calibration], conditions: Conditions) -> Calibration | None:
     """The first that holds under the conditions, None where none does."""
     return next((c for c in calibrations if c.conditions.cover(conditions)), None)
+
+
+def unfit(calibrations: Sequence[Calibration], conditions: Conditions) -> dict[str, tuple[Any, Any]]:
+    """The settings for want of which the nearest calibration does not hold: measured with, and asked for; empty where there is none
+    that is alike in all else."""
+    misses = [c.conditions.changed(conditions) for c in calibrations if c.conditions.alike(conditions)]
+    return min(misses, key=len, default={})

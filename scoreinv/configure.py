@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from scoreinv import plugins
@@ -87,6 +87,22 @@ def has_setting(method_name: str, setting: str) -> bool:
 def needs_prior(method_name: str) -> bool:
     """Whether a method is built on a prior."""
     return has_setting(method_name, "prior")
+
+
+def default_settings(method_name: str, without: Collection[str] = ()) -> dict[str, Any]:
+    """The defaults of a method's constructor as JSON has them, without its prior and those named.
+
+    Raises:
+        ValueError: no such method.
+    """
+    parameters = inspect.signature(plugins.get("methods", method_name)).parameters.values()
+    given = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("prior", *without)}
+    return json_values(given)
+
+
+def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from JSON, with lists for tuples; what JSON does not know becomes its repr."""
+    return dict(json.loads(json.dumps(dict(values), default=repr)))
 
 
 def settings_of(built: Method) -> dict[str, Any]:

@@ -6,7 +6,11 @@ errors in HU without any window. No function rescales a reconstruction to its re
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,13 +66,69 @@ def ssim_uniform(x: Tensor, ref: Tensor, data_range: float) -> Tensor:
     default).
 
     Args:
-        x, ref: (*batch, H, W) in the same unit, H and W at least 7.
+        x, ref: (*batch, H, W) in the same unit, H and W at least 7. Those tables are of attenuation, not of HU: SSIM depends on where
+            zero is.
         data_range: largest minus smallest possible value. Those tables use max(ref) − min(ref) of each image.
 
     Returns:
         (*batch,).
     """
     return _ssim(x, ref, data_range, gaussian=False)
+
+
+LPIPS_SIDE = 31
+"""Smallest side of an image that AlexNet's layers leave something of."""
+
+
+def lpips(x: Tensor, ref: Tensor, network: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+    """Learned perceptual distance, 0 for equal images, the less the better (Zhang, Isola, Efros, Shechtman, Wang 2018,
+    arXiv:1801.03924): version 0.1 with AlexNet, of the package lpips.
+
+    Args:
+        x, ref: (*batch, H, W) in [0, 1], sides of at least 31: for CT the output of `window`. They are mapped to [-1, 1] and repeated
+            in three channels; the network was trained on photographs.
+        network: two (n, 3, H, W) in [-1, 1] -> n distances; by default `lpips_network`.
+
+    Returns:
+        (*batch,).
+
+    Raises:
+        ValueError, FileNotFoundError: see `lpips_network`; or images of other shapes, or too small.
+    """
+    _check("lpips", x, ref, 1.0)
+    if min(x.shape[-2:]) < LPIPS_SIDE:
+        raise ValueError(f"lpips: expected sides of at least {LPIPS_SIDE} pixels, got {tuple(x.shape)}")
+    measure = network or lpips_network()
+    a, b = (
+        (2 * t.detach().float().cpu() - 1).reshape(-1, 1, *t.shape[-2:]).expand(-1, 3, *t.shape[-2:]) for t in (x, ref)
+    )
+    with torch.no_grad():
+        return measure(a, b).double().reshape(x.shape[:-2])
+
+
+@functools.cache
+def lpips_network() -> Callable[[Tensor, Tensor], Tensor]:
+    """The network of `lpips`, which needs weights that the package does not bring.
+
+    Raises:
+        ValueError: the package is not installed.
+        FileNotFoundError: AlexNet's weights are not on the disk; nothing is downloaded here.
+    """
+    try:
+        import lpips as package
+        from torchvision.models import AlexNet_Weights
+    except ImportError as error:
+        raise ValueError(f"LPIPS needs its package: pip install 'scoreinv[lpips]' brings it ({error})") from error
+    url = AlexNet_Weights.IMAGENET1K_V1.url
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"LPIPS needs AlexNet's weights (244 MB), which are not here: download {url} to {weights}"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package calls torchvision in an old way
+        network: Callable[[Tensor, Tensor], Tensor] = package.LPIPS(net="alex", verbose=False)
+    return network
 
 
 def rmse_hu(hu: Tensor, ref_hu: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoreinv import configure, metrics, trust
-from scoreinv.calibration import Calibration, Conditions, find, read_calibrations
+from scoreinv.calibration import Calibration, Conditions, find, read_calibrations, unfit
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
@@ -21,6 +22,7 @@ from scoreinv.presets import Preset, preset_named
 from scoreinv.priors.denoiser import Counted
 from scoreinv.priors.shipped import ct_prior, identity
 from scoreinv.problem import Problem
+from scoreinv.streams import split
 
 DEFAULT = "proximal"
 WITHOUT_PRIOR = "fista_tv"
@@ -80,9 +82,52 @@ def known_noise(scan: Scan) -> Problem:
     return dataclasses.replace(problem, noise_std=std)
 
 
-def reconstruct(
+@dataclass(frozen=True)
+class Choice:
+    """How to reconstruct, once a scan has been looked at.
+
+    Attributes:
+        method: registered name.
+        settings: of its constructor, where they are not its defaults.
+        prior: see `reconstruct`.
+        preset: name of the preset that it comes from.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prior: str | Path | None = None
+    preset: str | None = None
+
+
+def choose(
     scan: Scan,
     method: str | None = None,
+    *,
+    samples: int | None = None,
+    prior: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+) -> Choice:
+    """What `reconstruct` with these arguments does for a scan.
+
+    Raises:
+        ValueError: no such method, setting or preset.
+    """
+    chosen = None if preset is None else _preset(preset, scan, method, prior)
+    name = chosen.method if chosen else method or default_method(scan)
+    given = (chosen.settings_for(scan.problem) if chosen else {}) | dict(settings or {})
+    if samples is not None:
+        if not configure.has_setting(name, "samples"):
+            raise ValueError(f"method {name!r} gives one image, no samples; leave --samples out or take {DEFAULT!r}")
+        given["samples"] = samples
+    if configure.has_setting(name, "unit") and not looks_clinical(scan):
+        given.setdefault("unit", abs(mean_image(scan.problem)) or 1.0)
+    return Choice(name, given, prior or (chosen.prior_name() if chosen else None), preset)
+
+
+def reconstruct(
+    scan: Scan,
+    method: str | Choice | None = None,
     *,
     samples: int | None = None,
     seed: int = 0,
@@ -91,12 +136,14 @@ def reconstruct(
     device: str = "cpu",
     calibrations: Sequence[Calibration] | None = None,
     preset: str | None = None,
+    first: int = 0,
 ) -> Reconstruction:
     """Reconstruct the images of a scan.
 
     Args:
         scan: the data; its truth is passed on to the result and not looked at.
-        method: name of a registered method; by default the one that suits the operator.
+        method: name of a registered method; by default the one that suits the operator. Or a choice that has been made, which takes the
+            place of samples, prior, settings and preset.
         samples: number of draws from the posterior, for methods that draw.
         seed: of everything random.
         prior: a .safetensors file; by default the CT prior that ships with the package.
@@ -105,6 +152,8 @@ def reconstruct(
         calibrations: the first that holds for this scan widens the intervals; by default the shipped ones.
         preset: "fast", "best" or "calibrated" instead of a method (see `scoreinv.presets`); settings and prior that are given count
             more than its own.
+        first: number of the scan's first slice in the volume that it is cut from. Slice k of a volume has the k-th stream of the seed,
+            whatever it is reconstructed with.
 
     Returns:
         The reconstruction, on the CPU.
@@ -112,30 +161,27 @@ def reconstruct(
     Raises:
         ValueError: no such method, setting or preset, or the method cannot solve this problem.
     """
-    chosen = None if preset is None else _preset(preset, scan, method, prior)
-    name = chosen.method if chosen else method or default_method(scan)
-    given = (chosen.settings_for(scan.problem) if chosen else {}) | dict(settings or {})
-    prior = prior or (chosen.prior_name() if chosen else None)
-    if samples is not None:
-        if not configure.has_setting(name, "samples"):
-            raise ValueError(f"method {name!r} gives one image, no samples; leave --samples out or take {DEFAULT!r}")
-        given["samples"] = samples
-    if configure.has_setting(name, "unit") and not looks_clinical(scan):
-        given.setdefault("unit", abs(mean_image(scan.problem)) or 1.0)
+    if isinstance(method, Choice):
+        choice = method
+    else:
+        choice = choose(scan, method, samples=samples, prior=prior, settings=settings, preset=preset)
+    name = choice.method
     pixel_mm = getattr(scan.problem.A, "pixel_mm", None)
     counted: list[Counted] = []
 
     def load() -> Counted:
-        ct = ct_prior(prior, mu_water_per_mm=scan.mu_water_per_mm, pixel_mm=pixel_mm, device=device)
+        ct = ct_prior(choice.prior, mu_water_per_mm=scan.mu_water_per_mm, pixel_mm=pixel_mm, device=device)
         counted.append(Counted(ct))
         return counted[0]
 
-    solver = configure.method(name, given, load)
+    solver = configure.method(name, choice.settings, load)
     problem = known_noise(scan)
     on_device = _to(problem, device)
+    rng = torch.Generator().manual_seed(seed)
+    split(rng, first)  # the streams of the slices before
     started = time.perf_counter()
     with torch.no_grad():
-        draws = solver(on_device, torch.Generator().manual_seed(seed)).cpu()
+        draws = solver(on_device, rng).cpu()
     seconds = time.perf_counter() - started
     if not torch.isfinite(draws).all():
         raise ValueError(
@@ -145,7 +191,7 @@ def reconstruct(
     noise = problem.noise_std
     record = {
         "method": name,
-        "preset": preset,
+        "preset": choice.preset,
         **configure.settings_of(solver),
         "noise_std": float(noise)
         if not isinstance(noise, Tensor) or noise.ndim == 0
@@ -155,7 +201,8 @@ def reconstruct(
         "data_shape": list(problem.A.out_shape),
         "seconds": seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
-        "prior": identity(prior) if counted else None,
+        "network_gradients_per_image": sum(c.n_gradients for c in counted) / n_images,
+        "prior": identity(choice.prior) if counted else None,
         "device": device,
     }
     gray_ct = len(problem.A.in_shape) == 2
@@ -171,30 +218,38 @@ def reconstruct(
         metrics.chi_squared(problem, draws),
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
     )
-    return _with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
+    return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
 
 
 def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
     """Under which conditions a reconstruction was made."""
-    prior = result.settings.get("prior") or {}
+    prior, method = result.settings.get("prior") or {}, result.settings["method"]
+    own = {
+        k: v for k, v in result.settings.items() if k not in ("prior", "samples") and configure.has_setting(method, k)
+    }
     noise = torch.as_tensor(problem.noise_std, dtype=torch.float64).mean() / problem.y.double().abs().mean()
     return Conditions(
         operator=type(problem.A).__name__,
-        method=result.settings["method"],
+        method=method,
         samples=len(result.samples),
         prior=prior.get("sha256", ""),
         n_views=problem.A.out_shape[0],
         relative_noise=float(f"{float(noise):.3g}"),
+        settings=configure.json_values(own),
     )
 
 
-def _with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Calibration]) -> Reconstruction:
-    """The reconstruction with half the width of its calibrated intervals, where a calibration holds for it."""
+def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Calibration]) -> Reconstruction:
+    """The reconstruction with half the width of its calibrated intervals, where a calibration holds for it; where one would if the
+    method's settings were those that it was measured with, they are noted as `calibration_unfit`."""
     if result.std is None or result.mu_water_per_mm is None:
         return result
-    found = find(known, conditions_of(problem, result))
+    conditions = conditions_of(problem, result)
+    found = find(known, conditions)
     if found is None:
-        return result
+        changed = {k: list(values) for k, values in unfit(known, conditions).items()}
+        settings = result.settings | ({"calibration_unfit": changed} if changed else {})
+        return dataclasses.replace(result, settings=settings)
     half_width = found.half_width(result.std, result.mu_water_per_mm)
     settings = result.settings | {"calibration": dataclasses.asdict(found)}
     return dataclasses.replace(result, half_width=half_width, settings=settings)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoreinv import metrics, plugins, trust
+from scoreinv import configure, metrics, plugins, trust
+from scoreinv.baselines.learned import FORM as BASELINE
+from scoreinv.baselines.learned import load_network
+from scoreinv.files import volume
 from scoreinv.files.dxchange import read_any_scan
 from scoreinv.files.images import read_image
 from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
 from scoreinv.files.reconstruction import Reconstruction, read_reconstruction
-from scoreinv.priors.checkpoint import load_prior
+from scoreinv.files.slices import is_zarr
+from scoreinv.files.volume import FORMAT as VOLUME
+from scoreinv.priors.checkpoint import card_format, checked_card, load_prior
 from scoreinv.priors.shipped import prior_card, prior_path, shipped
 from scoreinv.units import hu_from_mu
 
@@ -32,6 +39,8 @@ def summary(r: Reconstruction) -> str:
     parts = [str(s.get("method", "?")), f"{len(r.samples)} image{'s' if len(r.samples) > 1 else ''}"]
     if s.get("network_evaluations_per_image"):
         parts.append(f"{s['network_evaluations_per_image']:g} network evaluations")
+    if s.get("network_gradients_per_image"):
+        parts.append(f"{s['network_gradients_per_image']:g} gradients of it")
     if "seconds" in s:
         parts.append(f"{s['seconds']:.1f} s")
     if r.chi2 is not None:
@@ -55,6 +64,8 @@ def judgement(r: Reconstruction) -> str:
             f"interval: mean ± {width:.0f} HU (median) holds {c['level']:.0%} of the tissue, calibrated on {c['patients']} patients "
             f"({c['coverage_after']:.0%} of those left out; {c['coverage_before']:.0%} by the draws alone)"
         )
+    elif "calibration_unfit" in r.settings:
+        lines.append(_unfit(r.settings))
     elif r.std is not None:
         lines.append(
             "interval: not calibrated for such scans, the draws' spread may be too small; see `scoreinv calibrate`"
@@ -66,6 +77,20 @@ def judgement(r: Reconstruction) -> str:
             f"{float(share.flatten().quantile(0.1)):.0%}); the rest comes from the prior"
         )
     return "\n".join(lines)
+
+
+def _unfit(settings: Mapping[str, Any]) -> str:
+    """Why a calibration is not applied, and the command that makes one that is."""
+    changed, method = settings["calibration_unfit"], settings["method"]
+    defaults = configure.default_settings(method)
+    words = ", ".join(f"{k} {json.dumps(now)} and not {json.dumps(then)}" for k, (then, now) in changed.items())
+    own = {k: settings[k] for k, value in defaults.items() if k in settings and settings[k] != value}
+    sets = [f" --set {shlex.quote(f'{k}={json.dumps(value)}')}" for k, value in own.items()]
+    return (
+        f"interval: the calibration for such scans was measured with other settings ({words}) and is not applied, the draws' spread may "
+        f"be too small; `scoreinv calibrate PATIENTS.h5 --out FILE.json --method {method}{''.join(sets)}`, with the --views and --noise of "
+        "the scan, makes one for these, `scoreinv reconstruct --calibration FILE.json` applies it"
+    )
 
 
 def draw(path: Path, r: Reconstruction) -> None:
@@ -134,19 +159,25 @@ def _first_line_about(kind: str, name: str) -> str:
 
 
 def describe_file(path: Path | None) -> str:
-    """What a scan, a reconstruction, a prior or an image holds.
+    """What a scan, a reconstruction, a prior, a learned baseline's weights or an image holds.
 
     Raises:
         ValueError, OSError: the file is none of these.
     """
+    if path is not None and path.suffix == ".safetensors" and card_format(path) == BASELINE:
+        return _describe_baseline(path)
     if path is None or path.suffix == ".safetensors" or str(path) in shipped():
         return _describe_prior(prior_path(path))
+    if is_zarr(path):
+        return _describe_volume(path)
     if path.is_file():
         import h5py
 
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as file:
                 kind, is_images = file.attrs.get("format"), "hu" in file
+            if kind == VOLUME:
+                return _describe_volume(path)
             if kind == RECONSTRUCTION:
                 return _describe_reconstruction(path)
             if not is_images:
@@ -160,6 +191,38 @@ def _describe_prior(path: Path) -> str:
     model, card = load_prior(path)
     n = sum(p.numel() for p in model.parameters())
     return f"{path.name}: prior, {n / 1e6:.2f} million weights\n{json.dumps(card, indent=2)}"
+
+
+def _describe_baseline(path: Path) -> str:
+    name = str(checked_card(path, what="a baseline's weights", form=BASELINE).get("method"))
+    network, card = load_network(name, path)
+    n = sum(p.numel() for p in network.parameters())
+    parts = {key: _mapping(card, key) for key in ("geometry", "operator", "data", "training", "reconstruction_psnr_db")}
+    geometry, data, psnr = parts["geometry"], parts["data"], parts["reconstruction_psnr_db"]
+    angles = geometry.get("angles_degrees") or []
+    shapes = " -> ".join(str(tuple(geometry.get(k) or ())) for k in ("image_shape", "data_shape"))
+    views = f", {len(angles)} views from {angles[0]:g} to {angles[-1]:g} degrees" if angles else ""
+    levels = ", ".join(f"{r:g}" for r in parts["training"].get("noise", []))
+    scores = ", ".join(f"{p:g} dB at noise {r}" for r, p in psnr.items()) or "none"
+    lines = [
+        f"{path.name}: weights of the learned baseline {name}, {n / 1e6:.2f} million",
+        str(card.get("description", "")),
+        f"trained on: {geometry.get('operator', 'an operator that is not stated')} {shapes}{views}, noise {levels or 'not stated'} "
+        "(standard deviation over the mean of the data)",
+        f"operator: {json.dumps(parts['operator'])}",
+        f"training: {card.get('steps', '?')} steps in {card.get('hours', '?')} hours, {data.get('images', '?')} images of "
+        f"{data.get('patients', '?')} patients; average: {card.get('average', 'not stated')}",
+        f"PSNR on {data.get('validation_patients', 0)} validation patients: {scores} ({card.get('reconstruction_psnr_convention', '')})",
+        f"network: {json.dumps(_mapping(card, 'network'))}",
+        f"SHA-256: {card['sha256']}, as the card says",
+        f"use: scoreinv reconstruct SCAN --method {name} --set weights={path}",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _mapping(card: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = card.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _describe_scan(path: Path) -> str:
@@ -178,6 +241,11 @@ def _describe_scan(path: Path) -> str:
         f"info: {json.dumps(scan.info)}" if scan.info else "",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _describe_volume(path: Path) -> str:
+    with volume.opened(path) as found:
+        return f"{path}: {volume.summary(found)}\nsettings: {json.dumps(found.settings)}"
 
 
 def _describe_reconstruction(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from scoreinv import configure
 from scoreinv.calibrate import calibrate
 from scoreinv.calibration import (
     FLOOR_HU,
@@ -21,10 +23,11 @@ from scoreinv.calibration import (
     conformal_factor,
     find,
     read_calibrations,
+    unfit,
     write_calibrations,
 )
 
-CONDITIONS = Conditions("ParallelBeamCT", "proximal", 4, "abc", 23, 0.005)
+CONDITIONS = Conditions("ParallelBeamCT", "proximal", 4, "abc", 23, 0.005, {"n_levels": 30, "sigma_max": None})
 
 
 def patients(n: int, seed: int, too_narrow: float = 3.0) -> list[Case]:
@@ -77,12 +80,38 @@ def test_half_width_is_the_formula() -> None:
 @pytest.mark.parametrize(
     ("changes", "holds"),
     [({}, True), ({"n_views": 30}, True), ({"n_views": 60}, False), ({"relative_noise": 0.0}, False), ({"samples": 8}, False),
-     ({"relative_noise": 0.007}, True), ({"operator": "FanBeamCT"}, False), ({"prior": "def"}, False), ({"method": "dds"}, False)],
+     ({"relative_noise": 0.007}, True), ({"operator": "FanBeamCT"}, False), ({"prior": "def"}, False), ({"method": "dds"}, False),
+     ({"settings": {"n_levels": 30.0, "sigma_max": None}}, True), ({"settings": {"n_levels": 20, "sigma_max": None}}, False),
+     ({"settings": {"n_levels": 30, "sigma_max": 3}}, False), ({"settings": {"n_levels": 30, "sigma_max": None, "x": 1}}, False)],
 )  # fmt: skip
 def test_a_calibration_is_for_scans_alike(changes: dict[str, object], holds: bool) -> None:
     c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
     asked = dataclasses.replace(CONDITIONS, **changes)  # type: ignore[arg-type]
     assert find([c], asked) == (c if holds else None)
+
+
+def test_settings_that_are_in_the_way() -> None:
+    """Those of the nearest calibration that is alike in all else, and none where there is no such one."""
+    c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
+    nearer = dataclasses.replace(c, conditions=dataclasses.replace(CONDITIONS, samples=8))
+    asked = dataclasses.replace(CONDITIONS, samples=8, settings={"n_levels": 20, "sigma_max": None})
+    assert unfit([c], asked) == {"samples": (4, 8), "n_levels": (30, 20)}
+    assert unfit([c, nearer], asked) == {"n_levels": (30, 20)}
+    assert unfit([c], CONDITIONS) == {} == unfit([c], dataclasses.replace(asked, n_views=60)) == unfit([], asked)
+
+
+def test_the_shipped_ones_are_of_the_defaults_and_files_without_settings_too(tmp_path: Path) -> None:
+    """A default that changes has to be calibrated again."""
+    shipped = read_calibrations()
+    assert shipped and {c.conditions.method for c in shipped} == {"proximal"}
+    for c in shipped:
+        everything = {"samples": c.conditions.samples, **c.conditions.settings}
+        assert everything == configure.default_settings("proximal")
+    entries = [dataclasses.asdict(c) for c in shipped]
+    for entry in entries:
+        del entry["conditions"]["settings"]
+    (tmp_path / "old.json").write_text(json.dumps(entries))
+    assert read_calibrations(tmp_path / "old.json") == shipped
 
 
 def test_files_of_calibrations(tmp_path: Path) -> None:
@@ -95,8 +124,8 @@ def test_files_of_calibrations(tmp_path: Path) -> None:
     assert isinstance(read_calibrations(), list)
 
 
-def test_from_patients_to_intervals(tmp_path: Path) -> None:
-    """The whole way on small images: calibrate, then reconstruct a scan that the calibration holds for, and one that not."""
+def test_from_patients_to_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way on small images: calibrate, then reconstruct a scan that the calibration holds for, and what it does not hold for."""
     from scoreinv.cli import main
     from scoreinv.files.reconstruction import read_reconstruction
 
@@ -105,18 +134,27 @@ def test_from_patients_to_intervals(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file["hu"], file["patient"], file["pixel_mm"] = hu, [f"p{k}" for k in range(10)], np.full(10, 2.0)
     short = {"n_levels": 2, "draw_levels": 1}
+    settings = {**configure.default_settings("proximal", without=("samples",)), **short}
     found = calibrate([tmp_path / "v.h5"], "parallel_beam_ct", {"n_views": 12}, relative_noise=0.01, settings=short)
     assert found.patients == 10 and found.factor > 0 and found.conditions.n_views == 12
+    assert found.conditions.settings == settings and found.conditions.samples == 4
     write_calibrations(tmp_path / "c.json", [found])
     np.save(tmp_path / "x.npy", hu[0])
-    for views, holds in ((12, True), (40, False)):
+    other = ["--set", "momentum=0.5"]
+    for views, more, holds in ((12, [], True), (40, [], False), (12, other, False)):
         scan = str(tmp_path / f"{views}.h5")
         simulate = ["simulate", str(tmp_path / "x.npy"), "--pixel-mm", "2", "--noise", "0.01", "--views", str(views)]
         assert main([*simulate, "--out", scan]) == 0
         sets = ["--set", "n_levels=2", "--set", "draw_levels=1", "--calibration", str(tmp_path / "c.json")]
-        assert main(["reconstruct", scan, *sets, "--out", str(tmp_path / "r.h5")]) == 0
+        capsys.readouterr()
+        assert main(["reconstruct", scan, *sets, *more, "--out", str(tmp_path / "r.h5")]) == 0
+        printed = capsys.readouterr().out
         result = read_reconstruction(tmp_path / "r.h5")
         assert (result.half_width is not None) == holds
+        assert ("measured with other settings (momentum 0.5 and not 0.8) and is not applied" in printed) == bool(more)
+        if more:
+            assert "--method proximal --set n_levels=2 --set momentum=0.5 --set draw_levels=1`" in printed
+            assert result.settings["calibration_unfit"] == {"momentum": [0.8, 0.5]}
         if holds:
             std, width = torch.as_tensor(result.std), torch.as_tensor(result.half_width)
             torch.testing.assert_close(width, found.half_width(std, 0.0193), rtol=1e-3, atol=1e-7)

@@ -22,6 +22,7 @@ from scoreinv.phantoms import Ellipse, line_integrals, random_ellipses
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data_scripts"))
 
+import _convert
 import _download
 import fips_walnut
 import htc2022
@@ -33,6 +34,23 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with serving() as s:
         monkeypatch.setattr(_download, "ZENODO", f"{s.base}/records")
         yield s
+
+
+# Both
+
+
+@pytest.mark.parametrize("offset_mm", [0.0, -3.0])
+def test_the_image_is_the_disc_that_every_view_sees_whole(offset_mm: float) -> None:
+    """The tangent of the image's inscribed circle meets the nearer edge of the detector; views are those kept of the full turn."""
+    kept = np.array([0, 3, 7])
+    A = _convert.full_turn(
+        kept, 10, 40, cell_mm=1.0, offset_mm=offset_mm, source_origin_mm=90.0, source_detector_mm=150.0, size=16
+    )
+    radius = 16 * A.pixel_mm / 2
+    edge = 150.0 * math.tan(math.asin(radius / 90.0))
+    assert edge == pytest.approx(20.0 - abs(offset_mm))
+    assert A.out_shape == (3, 40) and A.source_detector_mm == 150.0 and A.detector_offset_mm == offset_mm
+    assert list(A.angles) == pytest.approx([0, 0.6 * math.pi, 1.4 * math.pi])
 
 
 # 2DeteCT

@@ -103,3 +103,21 @@ def test_counted_counts_images_and_changes_nothing(rng: Generator) -> None:
     torch.testing.assert_close(counted(x, torch.tensor(0.5)), Rescaled(prior, 1.0, 0.5)(x, torch.tensor(0.5)))
     counted(x[:1], torch.tensor(0.5))
     assert counted.n_evaluations == 4 and scale_of(counted) == 0.5
+
+
+def test_counted_counts_passes_backwards(rng: Generator) -> None:
+    """Every vector-Jacobian product, also a second one of the same evaluation and one of another pose; their values are not touched."""
+    counted = Counted(lambda x, sigma: x**2 / (1 + sigma**2))
+    x = torch.randn(3, 4, 4, generator=rng).requires_grad_()
+    out, v = counted(x, torch.tensor(1.0)), torch.randn(3, 4, 4, generator=rng)
+    assert counted.n_gradients == 0
+    for k in (1, 2):
+        (product,) = torch.autograd.grad(out, x, v, retain_graph=True)
+        torch.testing.assert_close(product, (v * x).detach())
+        assert (counted.n_evaluations, counted.n_gradients) == (3, 3 * k)
+    torch.autograd.grad(counted.posed(1)(x[:2], torch.tensor(1.0)).sum(), x)
+    assert (counted.n_evaluations, counted.n_gradients) == (5, 8)
+    with torch.no_grad():
+        counted(x, torch.tensor(1.0))
+    counted(x.detach(), torch.tensor(1.0)).requires_grad_().sum().backward()  # stops at the output
+    assert (counted.n_evaluations, counted.n_gradients) == (11, 8)

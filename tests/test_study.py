@@ -280,6 +280,15 @@ def test_the_prior_is_loaded_once_and_its_evaluations_are_counted(
     assert rows[0]["versions.torch"] == torch.__version__ and rows[0]["machine.threads"] == torch.get_num_threads()
 
 
+def test_gradients_are_counted_beside_evaluations(tmp_path: Path) -> None:
+    """DPS goes back through every evaluation, the default through none; tables have the column where it matters."""
+    methods = [MethodCall("proximal", {"samples": 1, "n_levels": 2}), MethodCall("dps", {"samples": 1, "n_levels": 3})]
+    rows = list(run(sweep(methods=methods), tmp_path))
+    assert [r["status"] for r in rows] == ["done", "done"] and (rows[0]["evaluations"], rows[0]["gradients"]) == (2, 0)
+    assert rows[1]["gradients"] == rows[1]["evaluations"] == 3
+    assert "| gradients |" in table(rows) and "| gradients |" not in table(rows[:1])
+
+
 def test_table_averages_over_images_and_seeds() -> None:
     rows: list[dict[str, Any]] = []
     common: dict[str, Any] = {

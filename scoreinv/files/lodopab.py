@@ -36,6 +36,8 @@ MU_MAX_PER_MM = MU_WATER_PER_MM + 3.071 * (MU_WATER_PER_MM - MU_AIR_PER_MM)
 PHOTONS = 4096
 FIELD_MM = 260.0
 MM_PER_M = 1000.0
+SLICES_A_FILE = 128
+"""Fewer in the last file of a part."""
 
 
 def read_lodopab(
@@ -44,6 +46,7 @@ def read_lodopab(
     *,
     index: int | Sequence[int] | None = None,
     every: int = 1,
+    views: Sequence[int] | None = None,
 ) -> Scan:
     """Scans of a file of observations, with the images they come from.
 
@@ -52,6 +55,7 @@ def read_lodopab(
         ground_truth: ground_truth_PART_NNN.hdf5 of the same part and number, which becomes the truth.
         index: one slice of the file, or several, which become a batch; all 128 by default (260 MB).
         every: keep every so many of the views.
+        views: keep these, in this order, instead.
 
     Returns:
         A scan with ParallelBeamCT; line integrals without unit, truth in 1/mm, 4096 photons. The noise is the standard
@@ -59,24 +63,27 @@ def read_lodopab(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file has another layout, the two do not belong together, or there is no such slice.
+        ValueError: a file has another layout, the two do not belong together, or there is no such slice or view.
 
     Warns:
-        MemoryWarning: the operator's matrix would be too large (all 1000 views): keep fewer views with `every`.
+        MemoryWarning: the operator's matrix would be too large (all 1000 views): keep fewer views with `every` or `views`.
     """
     path = Path(observation)
     if ground_truth is not None and Path(ground_truth).name != path.name.replace("observation", "ground_truth"):
         raise ValueError(f"{ground_truth}: is not the ground truth of {path.name}: part and number must agree")
-    stored = _read(path, index, "(slices, views, detectors)")
+    stored = lodopab_observations(path, index=index)
     n_views, n_detectors = stored.shape[-2:]
     if not 1 <= every <= n_views:
         raise ValueError(f"{path}: every must be between 1 and the {n_views} views, got {every}")
-    y = torch.from_numpy(stored[..., ::every, :] * np.float32(MU_MAX_PER_MM * MM_PER_M))
+    kept = list(range(0, n_views, every) if views is None else views)
+    if not kept or not all(0 <= k < n_views for k in kept):
+        raise ValueError(f"{path}: expected some of the views 0 to {n_views - 1}, got {kept}")
+    y = torch.from_numpy(stored[..., kept, :] * np.float32(MU_MAX_PER_MM * MM_PER_M))
     truth = None if ground_truth is None else torch.from_numpy(lodopab_images(ground_truth, index=index))
     if truth is not None and truth.shape[:-2] != y.shape[:-2]:
         raise ValueError(f"{ground_truth}: holds {len(truth)} images, {path.name} {len(y)} observations")
     shape = (362, 362) if truth is None else tuple(truth.shape[-2:])
-    angles = [-(k + 0.5) * math.pi / n_views for k in range(0, n_views, every)]
+    angles = [view_angle(k, n_views) for k in kept]
     operator = plugins.get("operators", "parallel_beam_ct")(
         shape, angles, n_detectors, FIELD_MM / shape[0], FIELD_MM * math.sqrt(2) / n_detectors
     )
@@ -94,6 +101,36 @@ def lodopab_images(ground_truth: str | os.PathLike[str], *, index: int | Sequenc
     """
     stored = _read(Path(ground_truth), index, "(slices, W, H)")
     return np.ascontiguousarray(np.swapaxes(stored, -1, -2) * np.float32(MU_MAX_PER_MM))
+
+
+def lodopab_observations(
+    observation: str | os.PathLike[str], *, index: int | Sequence[int] | None = None
+) -> np.ndarray:
+    """What is stored, (slices, views, detectors) float32 [m], (views, detectors) for one index.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another layout, or there is no such slice.
+    """
+    return _read(Path(observation), index, "(slices, views, detectors)")
+
+
+def view_angle(k: int, n_views: int) -> float:
+    """θ of view k of n in the conventions of `scoreinv.operators.ct` [rad]; see the module's head."""
+    return -(k + 0.5) * math.pi / n_views
+
+
+def lodopab_patients(path: str | os.PathLike[str]) -> list[str]:
+    """The patient of every slice of a part, such as "lodopab-31", from patient_ids_rand_PART.csv.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no whole number.
+    """
+    lines = hdf5.existing_file(path).read_text(encoding="utf-8").split()
+    if not lines or not all(line.isdecimal() for line in lines):
+        raise ValueError(f"{path}: expected one whole number a line, the patient of each slice")
+    return [f"lodopab-{line}" for line in lines]
 
 
 def _read(path: Path, index: int | Sequence[int] | None, layout: str) -> np.ndarray:

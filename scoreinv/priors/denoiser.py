@@ -145,24 +145,30 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 class Counted:
-    """A denoiser that counts how many images it has evaluated: `n_evaluations` is the honest cost of a method."""
+    """A denoiser that counts its use, in images: `n_evaluations`, and `n_gradients` of the passes backwards through it
+    (vector-Jacobian products). The two are the honest cost of a method."""
 
     def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.n_evaluations = denoiser, 0
+        self.denoiser, self.n_evaluations, self.n_gradients = denoiser, 0, 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._counted(self.denoiser, x, sigma)
+
+    def _counted(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
         self.n_evaluations += x.shape[0]
-        return self.denoiser(x, sigma)
+        out = denoiser(x, sigma)
+        if out.requires_grad:
+            out.register_hook(self._went_back)  # type: ignore[no-untyped-call]
+        return out
+
+    def _went_back(self, gradient: Tensor) -> None:
+        self.n_gradients += gradient.shape[0]
 
     def posed(self, k: int) -> Denoiser:
         """The same prior in its k-th pose, counted here."""
         inner = posed(self.denoiser, k)
 
-        def counted(x: Tensor, sigma: Tensor) -> Tensor:
-            self.n_evaluations += x.shape[0]
-            return inner(x, sigma)
-
-        return counted
+        return lambda x, sigma: self._counted(inner, x, sigma)
 
     @property
     def scale(self) -> float:

@@ -10,6 +10,7 @@ docs/benchmarking.md has a complete example.
 """
 
 from scoreinv.study.computing import Context, Row, compute
+from scoreinv.study.lodopab import LoDoPaB
 from scoreinv.study.running import Plan, plan, run
 from scoreinv.study.store import read
 from scoreinv.study.sweep import Cell, MethodCall, Noise, OperatorCall, Sweep
@@ -21,6 +22,7 @@ __all__ = [
     "Cell",
     "Context",
     "ImageFile",
+    "LoDoPaB",
     "MethodCall",
     "Noise",
     "OperatorCall",

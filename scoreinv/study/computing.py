@@ -23,12 +23,13 @@ from scoreinv.linop import LinearOperator
 from scoreinv.priors.denoiser import Counted
 from scoreinv.priors.shipped import ct_prior
 from scoreinv.problem import Problem, simulate, simulate_counts
+from scoreinv.study import lodopab
 from scoreinv.study.arguments import different
 from scoreinv.study.machine import peak_mib, provenance, reset_peak
 from scoreinv.study.operators import data_operator, operator
 from scoreinv.study.sweep import Cell, canonical, identity
 from scoreinv.study.truth import finer, load, located
-from scoreinv.units import hu_from_mu, mu_from_hu
+from scoreinv.units import MU_WATER_PER_MM, hu_from_mu, mu_from_hu
 
 TISSUES_HU = {"lung": (-950.0, -500.0), "soft": (-150.0, 150.0), "bone": (200.0, math.inf)}
 """Range of the true values of each class [HU]."""
@@ -42,10 +43,12 @@ class Context:
     Attributes:
         device: where to compute.
         images: whether rows come with their images.
+        lpips: whether they have that figure, see `metrics.lpips`.
     """
 
     device: str = "cpu"
     images: bool = False
+    lpips: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +88,12 @@ def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.
     about = (cell.image, cell.operator, cell.simulate, cell.noise, cell.seed)
     problem, truth = _problem(*(json.dumps(v, sort_keys=True) for v in about))
     counted: list[Counted] = []
+    mu_water, pixel_mm = cell.image.get("mu_water_per_mm", MU_WATER_PER_MM), cell.image["pixel_mm"]
 
     def prior() -> Counted:
         assert cell.prior is not None
         name = str(located(cell.prior["name"]))
-        counted.append(Counted(ct_prior(name, pixel_mm=cell.image["pixel_mm"], device=device)))
+        counted.append(Counted(ct_prior(name, mu_water_per_mm=mu_water, pixel_mm=pixel_mm, device=device)))
         return counted[0]
 
     name = cell.method["name"]
@@ -105,11 +109,14 @@ def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.
         "cpu_seconds": time.process_time() - started[1],
         "peak_memory_mib": peak_mib(device),
         "evaluations": sum(c.n_evaluations for c in counted),
+        "gradients": sum(c.n_gradients for c in counted),
     }
     if not torch.isfinite(draws).all():
         raise FloatingPointError("the method diverged: NaN or infinite pixels")
-    hu = hu_from_mu(draws)
-    figures = {**scores(hu, truth), **fit(problem, draws)}
+    hu = hu_from_mu(draws, mu_water)
+    figures = {**scores(hu, truth, cell.image.get("full_range_hu")), **fit(problem, draws)}
+    if context.lpips and min(truth.shape) >= metrics.LPIPS_SIDE:
+        figures["lpips"] = float(metrics.lpips(metrics.window(hu.mean(0)), metrics.window(truth)))
     images = {}
     if context.images:
         images = {"mean_hu": hu.mean(0).numpy(), "truth_hu": truth.numpy()}
@@ -118,12 +125,13 @@ def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.
     return {**figures, **cost}, images
 
 
-def scores(draws_hu: Tensor, truth_hu: Tensor) -> dict[str, float | None]:
+def scores(draws_hu: Tensor, truth_hu: Tensor, full_range_hu: float | None = None) -> dict[str, float | None]:
     """The figures of a reconstruction against the truth.
 
     Args:
         draws_hu: (samples, H, W) [HU]; their mean is what is scored.
         truth_hu: (H, W) [HU].
+        full_range_hu: range of all images of a data set, where its tables have figures by that [HU].
 
     Returns:
         Columns as `study.store.read` describes them; None for what does not exist (too small an image, no such tissue, one draw) or
@@ -131,12 +139,16 @@ def scores(draws_hu: Tensor, truth_hu: Tensor) -> dict[str, float | None]:
     """
     hu, n = draws_hu.mean(0), len(draws_hu)
     u, v = metrics.window(hu), metrics.window(truth_hu)
+    mu, true_mu = 1 + hu / 1000, 1 + truth_hu / 1000  # attenuation: SSIM depends on where zero is
     own_range, side = float(truth_hu.max() - truth_hu.min()), min(truth_hu.shape)
     found: dict[str, Any] = {"samples": n, "psnr": metrics.psnr(u, v, 1.0), "rmse_hu": metrics.rmse_hu(hu, truth_hu)}
     found["psnr_range"] = metrics.psnr(hu, truth_hu, own_range) if own_range > 0 else math.nan
     found["ssim"] = metrics.ssim(u, v, 1.0) if side >= 11 else math.nan
     uniform = side >= 7 and own_range > 0
-    found["ssim_range"] = metrics.ssim_uniform(hu, truth_hu, own_range) if uniform else math.nan
+    found["ssim_range"] = metrics.ssim_uniform(mu, true_mu, own_range / 1000) if uniform else math.nan
+    full = full_range_hu or math.nan
+    found["psnr_full"] = metrics.psnr(hu, truth_hu, full) if full > 0 else math.nan
+    found["ssim_full"] = metrics.ssim_uniform(mu, true_mu, full / 1000) if full > 0 and side >= 7 else math.nan
     for name, (low, high) in TISSUES_HU.items():
         found[f"rmse_hu_{name}"] = metrics.rmse_hu_between(hu, truth_hu, low, high)
     tissue = truth_hu > TISSUE_HU
@@ -165,6 +177,10 @@ def _problem(image: str, call: str, simulated: str, noise: str, seed: str) -> tu
     """The problem without its truth, and the truth (H, W) [HU]; arguments as JSON."""
     record, how, level = json.loads(image), json.loads(simulated), json.loads(noise)
     A = _operator(call, tuple(record["shape"]), record["pixel_mm"])
+    if lodopab.is_stored(record):
+        stored, truth = lodopab.measured(record, A)
+        A(mu_from_hu(truth))
+        return stored, truth
     truth = _image(image, 1)
     x = mu_from_hu(_image(image, how.get("refine", 1)))
     rng = Generator().manual_seed(stream(record, json.loads(seed), "noise"))

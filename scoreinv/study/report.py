@@ -24,6 +24,7 @@ from scoreinv.study.report_images import IMAGES_MIB, add_coverage, images
 from scoreinv.study.report_settings import csv_text, failures, settings
 from scoreinv.study.report_statistics import BASELINE, FIGURES, axes, problems, shared
 from scoreinv.study.store import read
+from scoreinv.study.tables import further
 
 
 def write_report(
@@ -91,7 +92,9 @@ def html_page(found: Mapping[str, Any]) -> str:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The results as a table for each problem."""
-    shown = [f for f in FIGURES if f.in_markdown]
+    values = [method["values"] for problem in found["problems"] for method in problem["methods"]]
+    present = {key for own in values for key, value in own.items() if value["mean"]}
+    shown = [f for f in FIGURES if f.in_markdown or f.key in further(present)]
     lines = [f"# {_cell(found['title'])}", ""]
     lines += [
         "Means over patients (phantoms: images) with 95 % confidence intervals by Student's t, after averaging each patient's slices"

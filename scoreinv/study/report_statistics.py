@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoreinv.plugins import did_you_mean
-from scoreinv.study.tables import groups
+from scoreinv.study.tables import FURTHER, groups
 
 Row = Mapping[str, Any]
 BASELINE = "fista_tv"
@@ -36,7 +36,7 @@ class Figure:
         digits: after the point.
         better: 1 where more is better, -1 where less is, 0 where neither is.
         percent: whether it is a share.
-        in_markdown: whether the Markdown table has it.
+        in_markdown: whether every Markdown table has it.
     """
 
     key: str
@@ -63,6 +63,12 @@ FIGURES = (
     Figure("rmse_hu_lung", "RMSE lung [HU]", 1, -1, in_markdown=False),
     Figure("rmse_hu_soft", "RMSE soft tissue [HU]", 1, -1, in_markdown=False),
     Figure("rmse_hu_bone", "RMSE bone [HU]", 1, -1, in_markdown=False),
+    Figure("psnr_range", FURTHER["psnr_range"][0], 2, 1, in_markdown=False),
+    Figure("ssim_range", FURTHER["ssim_range"][0], 3, 1, in_markdown=False),
+    Figure("psnr_full", FURTHER["psnr_full"][0], 2, 1, in_markdown=False),
+    Figure("ssim_full", FURTHER["ssim_full"][0], 3, 1, in_markdown=False),
+    Figure("lpips", FURTHER["lpips"][0], 3, -1, in_markdown=False),
+    Figure("gradients", FURTHER["gradients"][0], 0, -1, in_markdown=False),
 )
 COMPARED = ("psnr", "ssim", "rmse_hu")
 """Figures that are tested against the baseline."""
@@ -148,7 +154,7 @@ def by_unit(rows: Sequence[Row], figure: str) -> dict[str, float]:
     """The mean of a figure for each patient that has it."""
     values: dict[str, list[float]] = {}
     for row in rows:
-        if row["status"] == "done" and row[figure] is not None:
+        if row["status"] == "done" and row.get(figure) is not None:
             values.setdefault(unit(row), []).append(float(row[figure]))
     return {name: statistics.fmean(own) for name, own in values.items()}
 

@@ -82,7 +82,7 @@ def run(
     sweep.cells  # noqa: B018 (bad input shows before the folder is made)
     with opened(folder) as store:
         todo = _plan(sweep, store.statuses(), only, limit, retry_failed).todo
-        for row in mapper(functools.partial(compute, context=Context(device, sweep.images)), todo):
+        for row in mapper(functools.partial(compute, context=Context(device, sweep.images, sweep.lpips)), todo):
             yield store.add(row)
 
 

@@ -120,7 +120,9 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
         noise.relative, noise.photons
         samples                 draws that the method gave
         psnr, ssim              range 1 on the window of -1000 to 1000 HU [dB]; Gaussian 11 x 11 of standard deviation 1.5
-        psnr_range, ssim_range  not clipped, range max - min of the truth, uniform 7 x 7: the convention of LoDoPaB-CT
+        psnr_range, ssim_range  of attenuation, not clipped, range max - min of the truth, uniform 7 x 7: the convention of LoDoPaB-CT
+        psnr_full, ssim_full    the same with the range of all its images, 1 on mu / mu_max; only for images of LoDoPaB-CT
+        lpips                   `metrics.lpips` on the window of -1000 to 1000 HU, where the sweep asks for it
         rmse_hu                 of the whole image [HU]; rmse_hu_lung, rmse_hu_soft, rmse_hu_bone where the truth is within
                                 -950..-500, -150..150, above 200 HU
         chi2, residual          misfit to the data over its noise (None for noise-free data); relative residual
@@ -128,6 +130,7 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
         coverage_90             `metrics.coverage_of_normal` of the tissue at 90 %
         seconds, cpu_seconds    of the method alone: on the clock; of the processor, all threads together
         evaluations             of the network
+        gradients               vector-Jacobian products of the network, which evaluations do not count; None in rows of older versions
         peak_memory_mib         largest memory of the process while the method ran, see `study.machine.peak_mib`
         error_type, error       of a failed row
         images                  file of its images, relative to the folder
@@ -148,8 +151,8 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 
 FIGURES = (
-    "samples", "psnr", "ssim", "psnr_range", "ssim_range", "rmse_hu", "rmse_hu_lung", "rmse_hu_soft", "rmse_hu_bone", "chi2",
-    "residual", "calibration", "coverage_90", "seconds", "cpu_seconds", "evaluations", "peak_memory_mib", "error_type", "error", "images", "device",
+    "samples", "psnr", "ssim", "psnr_range", "ssim_range", "psnr_full", "ssim_full", "lpips", "rmse_hu", "rmse_hu_lung", "rmse_hu_soft", "rmse_hu_bone", "chi2",
+    "residual", "calibration", "coverage_90", "seconds", "cpu_seconds", "evaluations", "gradients", "peak_memory_mib", "error_type", "error", "images", "device",
     "finished", "commit",
 )  # fmt: skip
 """Columns of every row that come from its result."""

@@ -22,11 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from scoreinv import configure, plugins
+from scoreinv import configure, metrics, plugins
 from scoreinv.linop import LinearOperator
 from scoreinv.priors.checkpoint import checksum
 from scoreinv.priors.shipped import DEFAULT, prior_path
+from scoreinv.study import lodopab
 from scoreinv.study.arguments import ArgumentError, plain, resolved
+from scoreinv.study.lodopab import LoDoPaB
 from scoreinv.study.operators import data_operator, operator
 from scoreinv.study.truth import ImageFile, Phantoms, located
 
@@ -59,6 +61,20 @@ class OperatorCall:
         given = in_radians(self.arguments)
         automatic = ("shape", "pixel_mm", "image_shape")
         return {"name": self.name, **resolved(f"operator {self.name!r}", build, given, automatic=automatic)}
+
+    def resolved_for(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for an image: where its data are stored, the operator is the one that made them.
+
+        Raises:
+            ArgumentError: they are of another operator.
+        """
+        arguments = self.resolved()
+        if not lodopab.is_stored(record):
+            return arguments
+        if self.simulate:
+            raise ArgumentError("simulate: LoDoPaB-CT's data are stored, nothing is simulated", "simulate")
+        stored = lodopab.geometry(record, self.name, self.arguments, arguments.get("n_views", 0))
+        return OperatorCall(self.name, stored).resolved()
 
     @property
     def label(self) -> str:
@@ -175,16 +191,18 @@ class Sweep:
         priors: shipped names or .safetensors files, for the methods that take one; None is the default prior.
         seeds: each is another noise and another run of a method.
         images: whether to keep the images of each cell in files.
+        lpips: whether to compute that figure, which needs the extra `lpips`; rows that are there stay as they are.
         title: of the table.
     """
 
-    truths: Sequence[ImageFile | Phantoms]
+    truths: Sequence[ImageFile | Phantoms | LoDoPaB]
     operators: Sequence[OperatorCall]
     methods: Sequence[MethodCall]
     noises: Sequence[Noise] = (Noise(),)
     priors: Sequence[str | None] = (None,)
     seeds: Sequence[int] = (0,)
     images: bool = False
+    lpips: bool = False
     title: str = ""
 
     @functools.cached_property
@@ -197,13 +215,15 @@ class Sweep:
         for key in ("truths", "operators", "methods", "noises", "priors", "seeds"):
             if not getattr(self, key):
                 raise ArgumentError(f"a sweep needs at least one of its {key}", key)
+        if self.lpips:
+            owned(self, metrics.lpips_network, "lpips")
         solvers = list(self._solvers())
         images = [(t, record) for t in self.truths for record in owned(t, t.records)]
         self._check_operators([record for _, record in images])
-        operators = [(o, o.resolved(), dict(o.simulate)) for o in self.operators]
         found: dict[str, Cell] = {}
         for truth, record in images:
-            for called_, arguments, simulate in operators:
+            for called_ in self.operators:
+                arguments, simulate = called_.resolved_for(record), dict(called_.simulate)
                 for noise in self.noises:
                     labels = {"truth": truth.label, "operator": called_.label, "noise": noise.label}
                     about = {"relative": float(noise.relative), "photons": noise.photons}
@@ -228,13 +248,21 @@ class Sweep:
 
     def _check_operators(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Build every operator once, with the one that makes its data; that is cheap."""
-        for shape, pixel_mm in dict.fromkeys((tuple(r["shape"]), r["pixel_mm"]) for r in records):
-            for o in self.operators:
-                owned(o, lambda o=o, s=shape, p=pixel_mm: _checked(o, s, p))
+        built: set[str] = set()
+        for record in records:
+            if lodopab.is_stored(record):
+                for noise in self.noises:
+                    owned(noise, lambda n=noise: lodopab.check_noise(n.photons))
+            for k, o in enumerate(self.operators):
+                arguments = owned(o, lambda o=o, r=record: o.resolved_for(r))
+                shape, pixel_mm = tuple(record["shape"]), record["pixel_mm"]
+                if (text := canonical([k, arguments, list(shape), pixel_mm])) not in built:
+                    owned(o, lambda o=o, a=arguments, s=shape, p=pixel_mm: _checked(o, a, s, p))
+                    built.add(text)
 
 
-def _checked(o: OperatorCall, shape: tuple[int, ...], pixel_mm: float) -> LinearOperator:
-    A = operator(o.resolved(), shape, pixel_mm)
+def _checked(o: OperatorCall, arguments: Mapping[str, Any], shape: tuple[int, ...], pixel_mm: float) -> LinearOperator:
+    A = operator(arguments, shape, pixel_mm)
     if A.in_shape != shape:
         raise ArgumentError(f"operator {o.name!r} is for images {A.in_shape}; those of a sweep are CT slices {shape}")
     try:
@@ -243,7 +271,7 @@ def _checked(o: OperatorCall, shape: tuple[int, ...], pixel_mm: float) -> Linear
         raise ArgumentError(str(error), "simulate") from error
 
 
-def owned(owner: object, make: Any) -> Any:
+def owned(owner: object, make: Any, key: str | None = None) -> Any:
     """make(), whose errors say which part of the sweep they are about.
 
     Raises:
@@ -253,7 +281,7 @@ def owned(owner: object, make: Any) -> Any:
         return make()
     except (ValueError, OSError) as error:
         words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-        raise ArgumentError(words, getattr(error, "key", None), owner) from error
+        raise ArgumentError(words, getattr(error, "key", key), owner) from error
 
 
 def _prior(name: str | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 COLUMNS = {
@@ -16,8 +16,26 @@ COLUMNS = {
     "evaluations": ("evaluations", "{:g}"),
     "seconds": ("s an image", "{:.2g}"),
 }
+FURTHER = {
+    "psnr_range": ("PSNR, range of the truth [dB]", "{:.2f}", "psnr_full"),
+    "ssim_range": ("SSIM, range of the truth", "{:.3f}", "psnr_full"),
+    "psnr_full": ("PSNR, full range [dB]", "{:.2f}", "psnr_full"),
+    "ssim_full": ("SSIM, full range", "{:.3f}", "psnr_full"),
+    "lpips": ("LPIPS", "{:.3f}", "lpips"),
+    "gradients": ("gradients", "{:g}", "gradients"),
+}
+"""Columns of the problems where the figure named last is there, and not 0."""
 
 Row = Mapping[str, Any]
+
+
+def further(present: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Those of `FURTHER` that a table has besides `COLUMNS`.
+
+    Args:
+        present: figures that some row has, and not 0.
+    """
+    return {k: (words, form) for k, (words, form, needed) in FURTHER.items() if needed in present}
 
 
 def table(rows: Sequence[Row], title: str = "") -> str:
@@ -31,12 +49,13 @@ def table(rows: Sequence[Row], title: str = "") -> str:
     for problem in groups(
         rows, ("image.source", "image.phantom", "image.size", "image.shape", "operator", "noise", "simulate")
     ):
+        columns = COLUMNS | further({k for row in problem for k in FURTHER if row.get(k)})
         n_images = len({row["image"] for row in problem})
         lines += [f"## {problem[-1]['problem']}", ""]
         lines += [f"Means over {n_images} image{'s' * (n_images != 1)}; a row is an image with a seed.", ""]
-        lines += [f"| method | rows | {' | '.join(words for words, _ in COLUMNS.values())} |"]
-        lines += ["| --- " * (len(COLUMNS) + 2) + "|"]
-        lines += [_line(method) for method in groups(problem, ("method", "prior_sha256"))]
+        lines += [f"| method | rows | {' | '.join(words for words, _ in columns.values())} |"]
+        lines += ["| --- " * (len(columns) + 2) + "|"]
+        lines += [_line(method, columns) for method in groups(problem, ("method", "prior_sha256"))]
         lines += [""]
     return "\n".join(lines)
 
@@ -50,12 +69,12 @@ def groups(rows: Sequence[Row], parts: Sequence[str]) -> list[list[Row]]:
     return list(found.values())
 
 
-def _line(rows: Sequence[Row]) -> str:
+def _line(rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> str:
     done = [row for row in rows if row["status"] == "done"]
     prior = f" (prior {rows[-1]['prior']}, {rows[-1]['prior_sha256'][:8]})" if rows[-1]["prior"] else ""
     failed = f", {len(rows) - len(done)} failed" if len(done) < len(rows) else ""
     cells = [rows[-1]["label"] + prior, f"{len(done)}{failed}"]
-    for key, (_, form) in COLUMNS.items():
+    for key, (_, form) in columns.items():
         values = [row[key] for row in done if row[key] is not None]
         cells.append(form.format(statistics.fmean(values)) if values else "-")
     return f"| {' | '.join(cells)} |"

@@ -36,6 +36,7 @@ from typing import Any
 from scoreinv.files.hdf5 import existing_file
 from scoreinv.plugins import did_you_mean
 from scoreinv.study.arguments import ArgumentError, resolved
+from scoreinv.study.lodopab import LoDoPaB
 from scoreinv.study.sweep import MethodCall, Noise, OperatorCall, Sweep
 from scoreinv.study.truth import ImageFile, Phantoms
 
@@ -45,7 +46,7 @@ else:  # the same code, before it came into the standard library
     import tomli as tomllib
 
 TABLES = ("truth", "operator", "noise", "method")
-PLAIN = ("title", "seeds", "priors", "images")
+PLAIN = ("title", "seeds", "priors", "images", "lpips")
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -83,7 +84,7 @@ class _Reader:
         more = {k: tuple(v) for k, v in more.items() if k in c}
         if "noise" in c:
             more["noises"] = self._parts("noise", self._call("noise", Noise))
-        for key, kind in (("images", bool), ("title", str)):
+        for key, kind in (("images", bool), ("lpips", bool), ("title", str)):
             if key in c:
                 if not isinstance(c[key], kind):
                     self._fail(key, 0, None, f"{key} should be {kind.__name__}, got {c[key]!r}")
@@ -129,10 +130,13 @@ class _Reader:
     def _truth(self, arguments: dict[str, Any]) -> Any:
         if "phantom" in arguments:
             return self._call("truth", Phantoms)(arguments)
+        paths = ("file", "fine", "lodopab")
+        arguments = {k: self._beside(v) if k in paths and isinstance(v, str) else v for k, v in arguments.items()}
+        if "lodopab" in arguments:
+            return self._call("truth", LoDoPaB)(arguments)
         if "file" not in arguments:
-            raise ArgumentError("truth needs file = ... or phantom = ...")
-        files = {k: self._beside(v) for k, v in arguments.items() if k in ("file", "fine") and isinstance(v, str)}
-        return self._call("truth", ImageFile)(arguments | files)
+            raise ArgumentError("truth needs file = ... or phantom = ... or lodopab = ...")
+        return self._call("truth", ImageFile)(arguments)
 
     def _operator(self, arguments: dict[str, Any]) -> OperatorCall:
         name, simulate = _name("operator", arguments), arguments.pop("simulate", {})

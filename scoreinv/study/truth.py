@@ -72,9 +72,9 @@ class ImageFile:
         data = _read(self.file)
         fine = None if self.fine is None else _read(self.fine)
         records = []
-        for patient in self._chosen(sorted(set(data.patients))):
+        for patient in chosen_patients(self.file, self.patients, sorted(set(data.patients))):
             own = [i for i, name in enumerate(data.patients) if name == patient]
-            for k in self._numbers(patient, len(own)):
+            for k in slice_numbers(self.file, self.slices, patient, len(own)):
                 image, side = data.images[own[k]], data.side_mm(own[k])
                 if not side > 0:
                     raise ArgumentError(f"{self.file}: patient {patient}: add the side of a pixel to the file", "file")
@@ -86,34 +86,42 @@ class ImageFile:
                     {
                         "source": self.file, "fine_source": self.fine, "patient": patient, "slice": k, "size": self.size,
                         "shape": [n // (image.shape[0] // size) for n in image.shape],
-                        "pixel_mm": float(f"{side * image.shape[0] / size:.9g}"), "sha256": _checksum(image),
-                        "fine": None if fine is None or found is None else _checksum(fine.images[found]),
+                        "pixel_mm": float(f"{side * image.shape[0] / size:.9g}"), "sha256": checksum(image),
+                        "fine": None if fine is None or found is None else checksum(fine.images[found]),
                     }
                 )  # fmt: skip
         return records
 
-    def _chosen(self, known: Sequence[str]) -> Sequence[str]:
-        if self.patients is None or isinstance(self.patients, int):
-            if self.patients is not None and self.patients < 1:
-                raise ArgumentError(f"patients: expected at least 1, got {self.patients}", "patients")
-            return known[: self.patients]
-        for name in self.patients:
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise ArgumentError(
-                    f"{self.file} has no patient {name!r}.{hint} It has: {', '.join(known)}", "patients"
-                )
-        return self.patients
 
-    def _numbers(self, patient: str, n: int) -> Sequence[int]:
-        if self.slices == "middle":
-            return [n // 2]
-        if self.slices == "all":
-            return range(n)
-        bad = [k for k in self.slices if not 0 <= int(k) < n]
-        if bad:
-            raise ArgumentError(f"{self.file}: patient {patient} has slices 0 to {n - 1}, not {bad[0]}", "slices")
-        return [int(k) for k in self.slices]
+def chosen_patients(file: str, asked: int | Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """Those of a file that are asked for: by name, the first so many, or all.
+
+    Raises:
+        ArgumentError: there is no such patient.
+    """
+    if asked is None or isinstance(asked, int):
+        if asked is not None and asked < 1:
+            raise ArgumentError(f"patients: expected at least 1, got {asked}", "patients")
+        return known[:asked]
+    for name in asked:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ArgumentError(f"{file} has no patient {name!r}.{hint} It has: {', '.join(known)}", "patients")
+    return asked
+
+
+def slice_numbers(file: str, asked: str | Sequence[int], patient: str, n: int) -> Sequence[int]:
+    """Those of a patient's n slices that are asked for: "middle", "all", or their numbers.
+
+    Raises:
+        ArgumentError: there is no such slice.
+    """
+    if isinstance(asked, str):
+        return [n // 2] if asked == "middle" else range(n)
+    bad = [k for k in asked if not 0 <= int(k) < n]
+    if bad:
+        raise ArgumentError(f"{file}: patient {patient} has slices 0 to {n - 1}, not {bad[0]}", "slices")
+    return [int(k) for k in asked]
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,7 @@ def _original(record: Record) -> Tensor:
     data = _read(record["source"])
     own = [i for i, name in enumerate(data.patients) if name == record["patient"]]
     image = data.images[own[record["slice"]]] if record["slice"] < len(own) else np.zeros((0, 0), np.int16)
-    if _checksum(image) != record["sha256"]:
+    if checksum(image) != record["sha256"]:
         raise ValueError(f"{record['source']}: {name_of(record)} is not the image that it was")
     return torch.from_numpy(image).float()
 
@@ -222,7 +230,7 @@ def _stored(record: Record) -> list[Tensor]:
         return [original]
     fine = _read(record["fine_source"])
     found = _finer_slice(fine, record["patient"], original.numpy())
-    if found is None or _checksum(fine.images[found]) != record["fine"]:
+    if found is None or checksum(fine.images[found]) != record["fine"]:
         raise ValueError(f"{record['fine_source']}: {name_of(record)} is not the image that it was")
     return [torch.from_numpy(fine.images[found]).float(), original]
 
@@ -245,7 +253,8 @@ def _means(image: Tensor, shape: tuple[int, ...]) -> Tensor:
     return F.avg_pool2d(image[None], factor)[0] if factor > 1 else image
 
 
-def _checksum(image: np.ndarray) -> str:
+def checksum(image: np.ndarray) -> str:
+    """SHA-256 of an array's shape, type and values."""
     return hashlib.sha256(f"{image.shape} {image.dtype}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
