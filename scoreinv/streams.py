@@ -18,4 +18,7 @@ def normal(rngs: Sequence[Generator], like: Tensor) -> Tensor:
     """Standard normal noise shaped like a batch; member k comes from stream k, whatever the device."""
     if len(rngs) != like.shape[0]:
         raise ValueError(f"normal: {like.shape[0]} members need as many streams, got {len(rngs)}")
-    return torch.stack([torch.randn(like.shape[1:], generator=g, dtype=torch.float32) for g in rngs]).to(like)
+    drawn = torch.empty(like.shape, dtype=torch.float32)
+    for member, g in zip(drawn, rngs, strict=True):
+        member.normal_(generator=g)
+    return drawn.to(like)

@@ -6,7 +6,8 @@ the method each. Then, for a method that samples the posterior:
     mean error      ‖mean of the draws − μ_p‖² / tr Σ_p, less the 1 / L that L exact draws would have on average: 0
     variance ratio  tr Cov(draws) / tr Σ_p: 1; in the operator's range (row space) and in its null space alike
     coverage        the share of coordinates of x₀ inside the central interval of the draws (`metrics.coverage`): the
-                    interval's level
+                    interval's level, within a standard error (`binomial_error`) that counts dependent coordinates for
+                    what they are worth (`laws.effective_coordinates`)
     ranks           of x₀ among the draws, for scalar functions of it: uniform on 0..L (simulation-based calibration: Talts
                     et al. 2018, arXiv:1804.06788)
     sliced W₂       2-Wasserstein distance along random directions, as a multiple of the distance between two sets of
@@ -42,7 +43,7 @@ def variance_ratio(draws: Tensor, covariance: Tensor, basis: Tensor | None = Non
 
     Args:
         draws: (L, J, d).
-        covariance: (J, d, d), exact.
+        covariance: (J, d, d), exact; (1, d, d) where it is the same for all.
         basis: (d, k), orthonormal columns; None for the whole space.
 
     Returns:
@@ -51,9 +52,21 @@ def variance_ratio(draws: Tensor, covariance: Tensor, basis: Tensor | None = Non
     if basis is not None and basis.shape[1] == 0:
         return torch.full((draws.shape[1],), math.nan, dtype=draws.dtype)
     seen = draws if basis is None else draws @ basis
-    exact = covariance if basis is None else basis.T @ covariance @ basis
-    ratio: Tensor = seen.var(0).sum(-1) / exact.diagonal(dim1=-2, dim2=-1).sum(-1)
+    if basis is None:
+        exact = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    else:
+        exact = ((covariance @ basis) * basis).sum((-2, -1))
+    ratio: Tensor = seen.var(0).sum(-1) / exact
     return ratio
+
+
+def binomial_error(share: float, n: float) -> float:
+    """Standard error of a share of n independent trials, which need not be a whole number; not 0 at a share of 0 or 1.
+
+    √(p (1 − p) / (n + 4)) with p = (share n + 2) / (n + 4). (Agresti, Coull 1998, doi:10.1080/00031305.1998.10480550.)
+    """
+    p = (share * n + 2) / (n + 4)
+    return math.sqrt(p * (1 - p) / (n + 4))
 
 
 def rank_uniformity(draws: Tensor, truth: Tensor, directions: Tensor) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEYS = ("case", "method", "settings")
 NUMBERS = tuple(f.name for f in fields(Figures))
 COLUMNS = {
+    "problems": ("problems", ""),
     "mean_error": ("mean error", "0"),
     "variance": ("variance", "1"),
     "variance_range": ("in range", "1"),
@@ -37,7 +38,12 @@ COLUMNS = {
     "evaluations": ("evaluations", ""),
 }
 """Heading of each figure, and its value for exact draws."""
-SHADED = ("mean_error", "variance", "variance_range", "variance_null", "wasserstein")
+ORDERED = ("mean_error", "variance", "variance_range", "variance_null", "wasserstein")
+"""Figures that say how far off a method is."""
+SHADED = (*ORDERED, "coverage_90")
+"""Figures of the picture."""
+ACROSS = 3
+"""Cases side by side in the picture."""
 
 
 def append(path: Path, case: str, method: str, settings: str, figures: Figures) -> None:
@@ -66,13 +72,23 @@ def markdown(rows: Sequence[Mapping[str, str]], cases: Sequence[Case], preface: 
     lines = [
         "# Which method samples the posterior?",
         "",
-        "Every method on problems whose posterior is known in closed form: `scoreinv verify` makes this page. Below each heading "
-        "stands the value that exact draws have. Mean error: squared, in units of the posterior's variance, less what as many "
-        "exact draws would have. Variances: of the draws over the exact one, in all directions, in those that the data see and in "
-        "those that they do not; medians over problems. Sliced W₂: relative to two sets of exact draws. Coverage: share of true "
-        "coordinates inside the central interval of the draws. Rank p: that the truth's ranks among the draws are uniform; with few "
-        "problems it finds gross errors only. Evaluations: of the prior, a draw. Methods are in the order of their worst figure among "
-        "mean error, variances and W₂.",
+        "Every method on problems whose posterior is known in closed form: `scoreinv verify` makes this page, the same rows as numbers "
+        "([verification.csv](verification.csv)) and as a [picture](verification.png). Below each heading stands the value that exact "
+        "draws have.",
+        "",
+        "- Mean error: squared, in units of the posterior's variance, less what as many exact draws would have; the mean over problems.",
+        "- Variances: of the draws over the exact one, in all directions, in those that the data see and in those that they do not; "
+        "medians over problems.",
+        "- Sliced W₂: relative to two sets of exact draws; the median over problems.",
+        "- 50 %, 90 %, 95 %: share of true coordinates inside the central interval of the draws, with its standard error. The error "
+        "takes an image for as many independent coordinates as it is worth when exact draws are measured in the same way.",
+        "- Rank p: p-value of the truth's ranks among the draws being uniform (simulation-based calibration). Ranks are of 64 "
+        "principal axes of the posterior of each problem where it is Gaussian, else of a few random directions, of which the "
+        "smallest p-value counts, times their number.",
+        "- Evaluations: of the prior, a draw.",
+        "",
+        "Methods are in the order of their worst figure among mean error, variances and W₂. Methods of few evaluations get more "
+        "problems; the first ones are the same for all.",
         *(["", preface] if preface else []),
         *_overview(rows),
     ]
@@ -80,15 +96,21 @@ def markdown(rows: Sequence[Mapping[str, str]], cases: Sequence[Case], preface: 
         mine = sorted((r for r in rows if r["case"] == case.name), key=_off)
         if not mine:
             continue
-        lines += ["", f"## {case.name}", "", f"{case.about} {case.n_problems} problems, {case.n_draws} draws each.", ""]
+        lines += ["", f"## {case.name}", "", f"{case.about} {how_many(case)} problems, {case.n_draws} draws each.", ""]
         lines.append("| method | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " | settings |")
         lines.append("| --- " * (len(COLUMNS) + 2) + "|")
         lines.append("| exact | " + " | ".join(exact for _, exact in COLUMNS.values()) + " | |")
         for row in mine:
-            cells = [_cell(name, row[name]) for name in COLUMNS]
+            cells = [_with_error(name, row) for name in COLUMNS]
             lines.append(f"| {row['method']} | " + " | ".join(cells) + f" | {row['settings']} |")
     software = ", ".join(f"{k} {v}" for k, v in versions().items())
     return "\n".join([*lines, "", software, ""])
+
+
+def how_many(case: Case) -> str:
+    """Numbers of problems, as in the table."""
+    most = case.most_problems or case.n_problems
+    return str(most) if most == case.n_problems else f"{case.n_problems} to {most}"
 
 
 def _overview(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -133,7 +155,7 @@ def picture(path: Path, rows: Sequence[Mapping[str, str]], cases: Sequence[Case]
 
 def _off(row: Mapping[str, str]) -> float:
     """The largest shade of a row without regard to sign; what cannot be measured does not count."""
-    return float(np.nanmax(np.abs(_shade(np.array([float(row[name]) for name in SHADED])))))
+    return float(np.nanmax(np.abs(_shade(np.array([float(row[name]) for name in SHADED]))[: len(ORDERED)])))
 
 
 def _labels(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], str]:
@@ -149,11 +171,17 @@ def _labels(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], str]:
     return labels
 
 
+def _with_error(name: str, row: Mapping[str, str]) -> str:
+    cell = _cell(name, row[name])
+    error = row.get(name.replace("coverage", "error")) if name.startswith("coverage") else None
+    return cell if error is None else f"{cell} ± {_decimal(float(error))}"
+
+
 def _cell(name: str, text: str) -> str:
     value = float(text)
     if math.isnan(value):
         return ""
-    if name == "evaluations":
+    if name in ("evaluations", "problems"):
         return f"{value:.0f}"
     return _decimal(value) if abs(value) < 100 else f"{value:.0f}"
 
@@ -174,12 +202,14 @@ def _figure(rows: Sequence[Mapping[str, str]], cases: list[str]) -> Figure:
         return sum(found) / len(found)
 
     methods = sorted(set(labels.values()), key=how_far)
-    left, bottom, top, line, column = 3.4, 0.35, 0.95, 0.24, 2.5
-    width, height = left + column * len(cases) + 0.2, bottom + line * len(methods) + top
+    n_rows = -(-len(cases) // ACROSS)
+    left, bottom, top, line, column = 3.4, 0.55, 1.0, 0.24, 2.9
+    panel = line * len(methods)
+    width, height = left + column * min(ACROSS, len(cases)) + 0.45, bottom + (panel + top) * n_rows
     figure = Figure(figsize=(width, height))
     for k, case in enumerate(cases):
-        box = ((left + column * k) / width, bottom / height, (column - 0.15) / width, line * len(methods) / height)
-        axes = figure.add_axes(box)
+        x, y = left + column * (k % ACROSS), height - (panel + top) * (k // ACROSS + 1)
+        axes = figure.add_axes((x / width, y / height, (column - 0.15) / width, panel / height))
         values = np.array([[_value(at.get((case, m)), name) for name in SHADED] for m in methods])
         shade = _shade(values)
         axes.imshow(shade, cmap="RdBu", vmin=-2, vmax=2, aspect="auto")
@@ -187,19 +217,20 @@ def _figure(rows: Sequence[Mapping[str, str]], cases: list[str]) -> Figure:
             there = (case, methods[i]) in at
             text = "" if math.isnan(value) and there else "–" if not there else _short(value)
             colour = FAINT if not there else "white" if abs(shade[i, j]) > 1.3 else INK
-            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, color=colour)
-        axes.set_xticks(range(len(SHADED)), [COLUMNS[name][0] for name in SHADED], fontsize=6.5, rotation=25, ha="left")
+            axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+        headings = [COLUMNS[name][0] if name in ORDERED else f"{COLUMNS[name][0]} interval" for name in SHADED]
+        axes.set_xticks(range(len(SHADED)), headings, fontsize=7, rotation=25, ha="left", rotation_mode="anchor")
         axes.xaxis.tick_top()
-        axes.set_yticks(range(len(methods)), methods if k == 0 else [], fontsize=7.5)
+        axes.set_yticks(range(len(methods)), methods if k % ACROSS == 0 else [], fontsize=7.5)
         axes.tick_params(length=0)
-        axes.set_title(case, fontsize=9, fontweight="bold", pad=12)
+        axes.set_title(case, fontsize=10, fontweight="bold", loc="left", pad=10)
         for side in axes.spines.values():
             side.set_visible(False)
     key = (
-        "White: as exact draws. Red: the draws vary too little or are too far off; blue: they vary too much; darkest at 4 times. "
+        "White: as exact draws. Red: the draws vary too little or are too far off; blue: they vary too much; darkest at 4 times.\n"
         "Mean error: squared, in units of the exact variance. Variances: over the exact ones. –: not for this operator."
     )
-    figure.text(0.98, 0.1 / height, key, ha="right", fontsize=7, color=INK)
+    figure.text(1 - 0.1 / width, 0.1 / height, key, ha="right", fontsize=8, color=INK)
     return figure
 
 
@@ -214,8 +245,15 @@ def _value(row: Any, name: str) -> float:
 
 
 def _shade(values: np.ndarray) -> np.ndarray:
-    """log₂ of ratios, so that half and double are equally far from white; errors of the mean and distances are red alone."""
-    one_sided = np.array([name in ("mean_error", "wasserstein") for name in SHADED])
-    off = np.where([name == "mean_error" for name in SHADED], 1 + np.maximum(values, 0), np.maximum(values, 1e-3))
-    shade = np.log2(off)
-    return np.asarray(np.where(one_sided, -np.maximum(shade, 0), shade))
+    """log₂ of ratios to what exact draws have, so that half and double are equally far from white: of variances, of 1 + mean error
+    and of distances (these two are red alone), and of how often intervals of 90 % miss, red where too often and blue to half as often.
+    """
+    off = np.maximum(values, 1e-3)
+    for k, name in enumerate(SHADED):
+        if name == "mean_error":
+            off[..., k] = 1 / (1 + np.maximum(values[..., k], 0))
+        elif name == "wasserstein":
+            off[..., k] = 1 / np.maximum(values[..., k], 1)
+        elif name == "coverage_90":
+            off[..., k] = 0.1 / np.maximum(1 - values[..., k], 0.05)
+    return np.asarray(np.log2(off))

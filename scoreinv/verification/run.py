@@ -1,12 +1,14 @@
 """A method against exact posteriors: draw problems from a case, solve them, measure.
 
 A case is a reference problem: a prior with a closed-form posterior, an operator and a noise level. J problems are drawn from it,
-the method gives L draws of each, all in one batch; the figures are those of `scoreinv.verification.measures`.
+the method gives L draws of each; the figures are those of `scoreinv.verification.measures`. Cheap methods get more problems,
+by a rule that knows nothing but their evaluations (`Case.how_many`); the first problems are the same for all.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,27 +19,17 @@ from torch import Generator, Tensor
 
 from scoreinv import configure, metrics
 from scoreinv.linop import LinearOperator
-from scoreinv.priors.denoiser import Counted, Denoiser
+from scoreinv.priors.denoiser import Counted
 from scoreinv.priors.exact import dense
 from scoreinv.priors.references import Reference
 from scoreinv.problem import Problem
 from scoreinv.verification import measures
+from scoreinv.verification.laws import Laws, effective_coordinates, posteriors
+from scoreinv.verification.prior import SharedCovariance, shared
 
-
-@dataclass(frozen=True, eq=False)
-class Scaled:
-    """A denoiser that states the size of its own unit, in the unit of its images; it gives what it gave without.
-
-    Attributes:
-        denoiser: D.
-        scale: the size.
-    """
-
-    denoiser: Denoiser
-    scale: float
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.denoiser(x, sigma)
+EVALUATIONS = 600
+"""A method of so many evaluations a draw gets a case's least number of problems, one of half of them twice as many."""
+COVERAGES = (0.5, 0.9, 0.95)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +39,11 @@ class Case:
     Attributes:
         name: short.
         about: a sentence for the table.
-        reference: prior with a closed-form posterior, operator and noise.
+        reference: prior with a closed-form posterior, operator and noise, which is not 0.
         fixed: all problems have the reference's own data, and images drawn from their posterior; else images are drawn from the
             prior, with data of their own.
-        n_problems: J.
+        n_problems: J at least.
+        most_problems: J at most; None for J = n_problems always.
         n_draws: L; 39 is the least for intervals of 95 %.
     """
 
@@ -59,26 +52,50 @@ class Case:
     reference: Reference
     fixed: bool = False
     n_problems: int = 32
-    n_draws: int = 64
+    most_problems: int | None = None
+    n_draws: int = 39
 
     @functools.cached_property
-    def unit(self) -> float:
-        """The standard deviation of the images, root mean square over pixels."""
-        return float(self.reference.prior.covariance.diagonal().mean().sqrt())
+    def prior(self) -> SharedCovariance:
+        """The prior, its own unit being `unit`."""
+        return shared(self.reference.prior)
 
     @property
-    def prior(self) -> Scaled:
-        """The prior, its own unit being `unit`."""
-        return Scaled(self.reference.prior, self.unit)
+    def unit(self) -> float:
+        """The standard deviation of the images, root mean square over pixels."""
+        return self.prior.scale
 
-    def problems(self, rng: Generator) -> Problem:
-        """J problems as one batch, with their truths, in float32 as methods get them in practice."""
+    @functools.cached_property
+    def spaces(self) -> tuple[Tensor, Tensor]:
+        """See `row_and_null_space`."""
+        return row_and_null_space(self.reference.A)
+
+    def how_many(self, evaluations: float) -> int:
+        """J for a method of so many evaluations a draw."""
+        most = self.most_problems or self.n_problems
+        return max(self.n_problems, min(most, self.n_problems * math.floor(EVALUATIONS / evaluations)))
+
+    def problems(self, n: int, rng: Generator) -> Problem:
+        """n problems as one batch, with their truths, in float32 as methods get them in practice."""
         r = self.reference
         if not self.fixed:
-            problem = r.simulate(self.n_problems, rng)
+            problem = r.simulate(n, rng)
             return Problem(r.A, problem.y.float(), r.noise_std, torch.as_tensor(problem.truth).float())
-        y = r.y.expand(self.n_problems, *r.A.out_shape)
-        return Problem(r.A, y.float(), r.noise_std, r.posterior.draw(self.n_problems, rng).float())
+        y = r.y.expand(n, *r.A.out_shape)
+        return Problem(r.A, y.float(), r.noise_std, r.posterior.draw(n, rng).float())
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one a case, and a run has few cases)
+    def exam(self, seed: int) -> tuple[Problem, Laws]:
+        """The most problems that a method can get, and their posteriors; those of fewer are the first of them."""
+        rng = torch.Generator().manual_seed(seed)
+        problem = self.problems(self.most_problems or self.n_problems, rng)
+        return problem, posteriors(self.reference, problem, fixed=self.fixed)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def effective(self, seed: int) -> tuple[float, ...]:
+        """`laws.effective_coordinates` for intervals of each of `COVERAGES`."""
+        rng = torch.Generator().manual_seed(seed)
+        return tuple(effective_coordinates(self.exam(seed)[1], self.n_draws, level, rng) for level in COVERAGES)
 
 
 @dataclass(frozen=True)
@@ -86,15 +103,19 @@ class Figures:
     """What one method did on one case; see `scoreinv.verification.measures`. nan where there is nothing to measure.
 
     Attributes:
+        problems: J.
         mean_error: mean over problems; 0 for exact draws.
         variance, variance_range, variance_null: ratios, the median over problems; 1 for exact draws.
         wasserstein: relative to two sets of exact draws, the median over problems; 1 for exact draws.
         coverage_50, coverage_90, coverage_95: of the coordinates of all truths.
+        error_50, error_90, error_95: standard errors of these, if an image is worth as many independent coordinates as it is for
+            exact draws.
         rank_p: p-value of uniform ranks.
         evaluations: of the prior, a draw.
         seconds: for all draws of all problems together.
     """
 
+    problems: int
     mean_error: float
     variance: float
     variance_range: float
@@ -103,6 +124,9 @@ class Figures:
     coverage_50: float
     coverage_90: float
     coverage_95: float
+    error_50: float
+    error_90: float
+    error_95: float
     rank_p: float
     evaluations: float
     seconds: float
@@ -120,48 +144,51 @@ def verify(case: Case, method: str, settings: Mapping[str, Any], seed: int = 0) 
     Raises:
         ValueError: no such method or setting, or the method cannot solve the case.
     """
+    problem, _ = case.exam(seed)
     rng = torch.Generator().manual_seed(seed)
-    problem = case.problems(rng)
     counted = Counted(case.prior)
     solver = configure.method(method, {"samples": case.n_draws, **settings}, lambda: counted)
-    started = time.perf_counter()
+    started = time.process_time()
     with torch.no_grad():
-        draws = solver(problem, rng)
-    seconds = time.perf_counter() - started
-    evaluations = counted.n_evaluations / (case.n_draws * case.n_problems)
-    return measured(case, problem, draws, rng, evaluations, seconds)
+        draws = solver(_part(problem, 0, case.n_problems), rng)
+        n = case.how_many(counted.n_evaluations / (case.n_draws * case.n_problems))
+        if n > case.n_problems:
+            draws = torch.cat([draws, solver(_part(problem, case.n_problems, n), rng)], dim=1)
+    seconds = time.process_time() - started
+    return measured(case, draws, seed, counted.n_evaluations / (case.n_draws * n), seconds)
 
 
-def measured(
-    case: Case, problem: Problem, draws: Tensor, rng: Generator, evaluations: float = 0.0, seconds: float = 0.0
-) -> Figures:
-    """The figures of draws (L, J, *image_shape) of the problems of a case."""
+def measured(case: Case, draws: Tensor, seed: int = 0, evaluations: float = 0.0, seconds: float = 0.0) -> Figures:
+    """The figures of draws (L, J, *image_shape) of the first J problems of a case's exam of that seed."""
     if not torch.isfinite(draws).all():
         raise ValueError("the method diverged: draws are not finite")
-    flat = draws.double().flatten(2)
-    truth = torch.as_tensor(problem.truth).double().flatten(1)
-    laws = _posteriors(case, problem)
-    mean = torch.stack([law.mean.flatten() for law in laws]).double()
-    covariance = torch.stack([law.covariance for law in laws]).double()
-    seen, unseen = row_and_null_space(case.reference.A)
-    trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
+    rng = torch.Generator().manual_seed(seed)
+    n = draws.shape[1]
+    problem, all_laws = case.exam(seed)
+    laws, flat = all_laws.first(n), draws.double().flatten(2)
+    truth = torch.as_tensor(problem.truth)[:n].double().flatten(1)
+    seen, unseen = case.spaces
+    trace = laws.covariances.diagonal(dim1=1, dim2=2).sum(1)
 
     def ratio(basis: Tensor | None) -> float:
-        return float(measures.variance_ratio(flat, covariance, basis).median())
+        return float(measures.variance_ratio(flat, laws.covariances, basis).median())
 
-    def covered(level: float) -> float:
-        return float(metrics.coverage(flat[:, None], truth[None], level))
-
+    covered = [float(metrics.coverage(flat[:, None], truth[None], level)) for level in COVERAGES]
+    errors = [measures.binomial_error(c, n * k) for c, k in zip(covered, case.effective(seed), strict=True)]
     return Figures(
-        mean_error=float(measures.mean_error(flat, mean, trace).mean()),
+        problems=n,
+        mean_error=float(measures.mean_error(flat, laws.means, trace).mean()),
         variance=ratio(None),
         variance_range=ratio(seen),
         variance_null=ratio(unseen),
-        wasserstein=_median([_distance(law, flat[:, j], rng) for j, law in enumerate(laws)]),
-        coverage_50=covered(0.5),
-        coverage_90=covered(0.9),
-        coverage_95=covered(0.95),
-        rank_p=measures.rank_uniformity(flat, truth, _directions(flat.shape[-1], rng)),
+        wasserstein=_median([_distance(laws, j, flat[:, j], rng) for j in range(n)]),
+        coverage_50=covered[0],
+        coverage_90=covered[1],
+        coverage_95=covered[2],
+        error_50=errors[0],
+        error_90=errors[1],
+        error_95=errors[2],
+        rank_p=_rank_uniformity(flat, truth, laws.axes, rng),
         evaluations=evaluations,
         seconds=seconds,
     )
@@ -174,23 +201,24 @@ def row_and_null_space(A: LinearOperator, tolerance: float = 1e-6) -> tuple[Tens
     return vt[:rank].T, vt[rank:].T
 
 
-def _directions(d: int, rng: Generator, k: int = 4) -> Tensor:
-    """Random orthonormal directions for rank statistics, at most k."""
-    directions: Tensor = torch.linalg.qr(torch.randn(d, min(k, d), generator=rng, dtype=torch.float64)).Q
-    return directions
+def _part(problem: Problem, start: int, stop: int) -> Problem:
+    """Some members of a batch of problems, without their truths."""
+    return Problem(problem.A, problem.y[start:stop], problem.noise_std)
 
 
-def _posteriors(case: Case, problem: Problem) -> list[Any]:
-    """The exact law of every image, computed once where all data are the same."""
-    r = case.reference
-    if case.fixed:
-        return [r.posterior] * len(problem.y)
-    return [r.prior.posterior(Problem(r.A, y, r.noise_std)) for y in problem.y.double()]
+def _rank_uniformity(draws: Tensor, truth: Tensor, axes: Tensor | None, rng: Generator, k: int = 4) -> float:
+    """`measures.rank_uniformity`: along axes whose components are independent as one sample, else along k random directions."""
+    d = truth.shape[1]
+    if axes is None:
+        directions = torch.linalg.qr(torch.randn(d, min(k, d), generator=rng, dtype=torch.float64)).Q
+        return measures.rank_uniformity(draws, truth, directions)
+    pooled = (draws @ axes).reshape(len(draws), -1, 1), (truth @ axes).reshape(-1, 1)
+    return measures.rank_uniformity(*pooled, torch.ones(1, 1, dtype=torch.float64))
 
 
-def _distance(law: Any, draws: Tensor, rng: Generator) -> float:
-    """Sliced W₂ from exact draws, relative to that between two sets of exact draws."""
-    one, two = (law.draw(len(draws), rng).double().flatten(1) for _ in range(2))
+def _distance(laws: Laws, j: int, draws: Tensor, rng: Generator) -> float:
+    """Sliced W₂ from exact draws of problem j, relative to that between two sets of exact draws."""
+    one, two = (laws.draw(j, len(draws), rng) for _ in range(2))
     return measures.sliced_wasserstein(draws, one, rng) / measures.sliced_wasserstein(one, two, rng)
 
 
