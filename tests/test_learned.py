@@ -456,7 +456,7 @@ def test_train_by_command_then_reconstruct(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "fbp"}, "'fbp' has no network to train; those that have: fbp_unet, .*sin_4c_prn"),
+        ({"name": "fbp"}, "'fbp' has no network to train; those that have: .*fbp_unet, .*sin_4c_prn"),
         ({"name": "fbp_unett"}, "Did you mean 'fbp_unet'"),
         ({"network": {"width": 3}}, "has no setting 'width'"),
         ({"network": {"widths": [5]}}, "multiples of 16"),

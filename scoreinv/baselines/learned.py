@@ -97,8 +97,8 @@ class Network(nn.Module, abc.ABC):
     def forward(self, problem: Scaled, g: Tensor) -> Tensor:
         """g (batch, *out_shape) -> v (batch, H, W)."""
 
-    def loss(self, problem: Scaled, g: Tensor, v: Tensor) -> Tensor:
-        """What training makes small, a scalar: by default the mean squared error of the image."""
+    def loss(self, problem: Scaled, g: Tensor, v: Tensor, rng: Generator) -> Tensor:
+        """What training makes small, a scalar: by default the mean squared error of the image; rng for losses that draw."""
         error: Tensor = self(problem, g) - v
         return error.square().mean()
 
@@ -149,7 +149,7 @@ class Convolutions(nn.Sequential):
 
 @dataclass(frozen=True)
 class Learned(abc.ABC):
-    """A trained network as a method: one image, deterministic. Subclasses name the network's class.
+    """A trained network as a method: by default one image, deterministic. Subclasses name the network's class.
 
     Attributes:
         weights: file written by `scoreinv train-baseline` (.safetensors); None takes the one that ships, if any.
@@ -174,15 +174,20 @@ class Learned(abc.ABC):
         Warns:
             UserWarning: the weights were trained on another geometry.
         """
-        name, flat = plugins.name_of("methods", type(self)), problem.flat()
+        flat = problem.flat()
+        network, scaled, data = self.opened(flat)
+        images = [network(scaled, g[None]) for g in data]  # one by one: a batch gives what its members give alone
+        return (self.unit * torch.cat(images)).to(flat.y).reshape(1, *problem.batch_shape, *flat.A.in_shape)
+
+    def opened(self, flat: Problem) -> tuple[Network, Scaled, Tensor]:
+        """The trained network, and operator and data of a problem with one batch dimension in its coordinates; as `__call__`."""
+        name = plugins.name_of("methods", type(self))
         path = weights_path(name, self.weights)
         network, card = _loaded(name, str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(flat.y.device))
         network.check(flat.A)
         _compare(name, network, card, geometry(flat.A))
         scaled = Scaled(flat.A)
-        data = flat.y.float() / (self.unit * scaled.norm)
-        images = [network(scaled, g[None]) for g in data]  # one by one: a batch gives what its members give alone
-        return (self.unit * torch.cat(images)).to(flat.y).reshape(1, *problem.batch_shape, *flat.A.in_shape)
+        return network, scaled, flat.y.float() / (self.unit * scaled.norm)
 
 
 def weights_path(name: str, given: str | None) -> Path:
@@ -268,7 +273,7 @@ def _compare(name: str, network: Network, card: Mapping[str, Any], used: Mapping
     words = "; ".join(f"{k.replace('_', ' ')} {_short(trained.get(k))}, here {_short(used[k])}" for k in different)
     if any(k in network.bound_to for k in different):
         raise ValueError(f"{name} works on the geometry of its training only ({words}): train it on this one")
-    warnings.warn(f"{name} was trained on another geometry ({words}): expect more errors than there", stacklevel=4)
+    warnings.warn(f"{name} was trained on another geometry ({words}): expect more errors than there", stacklevel=5)
 
 
 def _short(value: Any) -> str:

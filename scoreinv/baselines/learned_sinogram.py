@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from scoreinv import plugins
 from scoreinv.baselines.learned import Learned, Network, Refiner, Scaled
@@ -91,7 +91,7 @@ class SinogramNetwork(Network):
     def forward(self, problem: Scaled, g: Tensor) -> Tensor:
         return self.image(problem, self.sinogram(g))
 
-    def loss(self, problem: Scaled, g: Tensor, v: Tensor) -> Tensor:
+    def loss(self, problem: Scaled, g: Tensor, v: Tensor, rng: Generator) -> Tensor:
         """Error of the sinogram and of the image, without gradients from one to the other."""
         A: Any = problem.A
         with torch.autocast(v.device.type, enabled=False):

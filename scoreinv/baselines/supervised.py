@@ -74,11 +74,12 @@ class SupervisedConfig:
 
 @dataclass(frozen=True, eq=False)
 class Simulated:
-    """What one step learns from: v (n, H, W), relative noise (n,) and white noise (n, *out_shape)."""
+    """What one step learns from: v (n, H, W), relative noise (n,), white noise (n, *out_shape), a seed of what a loss draws."""
 
     v: Tensor
     relative: Tensor
     white: Tensor
+    seed: int
 
     def __len__(self) -> int:
         return len(self.v)
@@ -126,12 +127,13 @@ class SupervisedRun(Run):
         v = 1 + draw_crops(self.data, self.cumulative, rng, c.batch_size, c.side).u[:, 0]
         relative = torch.from_numpy(rng.choice(np.asarray(c.noise), c.batch_size)).float()
         white = rng.standard_normal((c.batch_size, *self.problem.A.out_shape), dtype=np.float32)
-        return Simulated(*(t.to(self.processes.device) for t in (v, relative, torch.from_numpy(white))))
+        v, relative, noise = (t.to(self.processes.device) for t in (v, relative, torch.from_numpy(white)))
+        return Simulated(v, relative, noise, int(rng.integers(2**62)))
 
     def loss(self, b: Simulated) -> Tensor:
         g = noisy(self.problem, b.v, b.relative, b.white)
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.bfloat16):
-            return self.model.loss(self.problem, g, b.v)
+            return self.model.loss(self.problem, g, b.v, torch.Generator().manual_seed(b.seed))
 
     def _identity(self) -> dict[str, Any]:
         """What a state must have in common with the run that goes on from it."""

@@ -13,7 +13,7 @@ def add_train_baseline(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "train-baseline",
         help="train the network of a learned baseline",
-        description="Trains the network of a learned baseline (fbp_unet, learned_gradient, learned_primal_dual, neumann, sin_4c_prn) from "
+        description="Trains the network of a learned baseline (conditional_score, fbp_unet, learned_gradient, learned_primal_dual, neumann, sin_4c_prn) from "
         "data simulated of CT images in Hounsfield units. A run goes on where the last one in the same folder stopped, also after kill -9. "
         "Use the result with scoreinv reconstruct --method NAME --set weights=FOLDER/NAME.safetensors.",
     )

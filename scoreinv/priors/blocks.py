@@ -60,11 +60,12 @@ class Embedding(nn.Module):
         self.unknown_pixel = nn.Parameter(torch.zeros(width))
         self.mix = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
-    def forward(self, c_noise: Tensor, pixel_mm: Tensor) -> Tensor:
-        """c_noise (batch,) and pixel_mm (batch,), NaN where unknown -> (batch, width)."""
+    def forward(self, c_noise: Tensor, pixel_mm: Tensor, also: Tensor | None = None) -> Tensor:
+        """c_noise (batch,), pixel_mm (batch,), NaN where unknown, and what else is told (batch, width) -> (batch, width)."""
         known = pixel_mm.isfinite()
         pixel = self.pixel(torch.where(known, pixel_mm, 1.0).log())
-        mixed: Tensor = self.mix(self.noise(c_noise) + torch.where(known[:, None], pixel, self.unknown_pixel))
+        told = self.noise(c_noise) + torch.where(known[:, None], pixel, self.unknown_pixel)
+        mixed: Tensor = self.mix(told if also is None else told + also)
         return mixed
 
 

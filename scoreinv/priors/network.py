@@ -19,6 +19,7 @@ at full resolution: what is lost in the first layer is carried around the networ
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -118,9 +119,16 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, pixel_mm: Tensor, box: Tensor) -> Tensor:
         """x (batch, channels, H, W) with H and W multiples of `config.multiple`; the others (batch,), (batch,), (batch, 4)."""
-        e = self.embed(c_noise, pixel_mm)
+        return self.through(self.entered(x, box), self.embed(c_noise, pixel_mm), self.attended)
+
+    def entered(self, x: Tensor, box: Tensor) -> Tensor:
+        """The first layer's features of x and its place, at the resolution of the finest level."""
         x = torch.cat([x, positions(box, x.shape[-2], x.shape[-1]).to(x)], dim=1)
-        h = self.stem(F.pixel_unshuffle(x, self.config.unshuffle))
+        h: Tensor = self.stem(F.pixel_unshuffle(x, self.config.unshuffle))
+        return h
+
+    def through(self, h: Tensor, e: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """From the first layer's features and the embedding (batch, `config.embedding`) to F; `attend` sees each level once."""
         skips = []
         for k, blocks in enumerate(self.encoder):
             if k:
@@ -128,8 +136,7 @@ class UNet(nn.Module):
             for block in cast("nn.ModuleList", blocks):
                 h = self._through(block, h, e)
             skips.append(h)
-            if str(k) in self.attention:
-                h = self.attention[str(k)](h)
+            h = attend(k, h)
         for k in reversed(range(len(self.decoder))):
             if k + 1 < len(self.decoder):
                 h = self.up[k](F.interpolate(h, scale_factor=2.0, mode="nearest"))
@@ -137,6 +144,10 @@ class UNet(nn.Module):
             for block in cast("nn.ModuleList", self.decoder[k]):
                 h = self._through(block, h, e)
         return F.pixel_shuffle(self.head(h), self.config.unshuffle)
+
+    def attended(self, k: int, h: Tensor) -> Tensor:
+        """Features of level k of the encoder after attention, where that level has any."""
+        return cast("Tensor", self.attention[str(k)](h)) if str(k) in self.attention else h
 
     def _through(self, block: nn.Module, h: Tensor, e: Tensor) -> Tensor:
         """A block's output; with `recompute` what lies inside is not kept for the gradient but computed again."""
@@ -186,11 +197,19 @@ class EDMDenoiser(nn.Module):
         Returns:
             D(x, σ), shaped like x, in x's dtype.
         """
-        n, sd = x.shape[0], self.config.sigma_data
-        sigma = sigma.to(x).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
-        size = torch.as_tensor(math.nan if pixel_mm is None else pixel_mm, dtype=x.dtype, device=x.device).expand(n)
-        where = x.new_tensor(WHOLE).expand(n, 4) if box is None else box.to(x)
-        norm = (sigma**2 + sd**2).sqrt()
-        raw = self.unet(x / norm, sigma.flatten().clamp(min=1e-6).log() / 4, size, where)
-        out: Tensor = (sd / norm) ** 2 * x + sigma * sd / norm * raw.to(x.dtype)
-        return out
+        return preconditioned(self.unet, self.config.sigma_data, x, sigma, pixel_mm, box)
+
+
+def preconditioned(
+    network: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], sigma_data: float, x: Tensor, sigma: Tensor,
+    pixel_mm: Tensor | float | None, box: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """D(x, σ) of a network F(c_in x, c_noise, pixel size, box), the formula of the module's head; arguments as `EDMDenoiser`'s."""
+    n, sd = x.shape[0], sigma_data
+    sigma = sigma.to(x).reshape(-1, 1, 1, 1).expand(n, 1, 1, 1)
+    size = torch.as_tensor(math.nan if pixel_mm is None else pixel_mm, dtype=x.dtype, device=x.device).expand(n)
+    where = x.new_tensor(WHOLE).expand(n, 4) if box is None else box.to(x)
+    norm = (sigma**2 + sd**2).sqrt()
+    raw = network(x / norm, sigma.flatten().clamp(min=1e-6).log() / 4, size, where)
+    out: Tensor = (sd / norm) ** 2 * x + sigma * sd / norm * raw.to(x.dtype)
+    return out

@@ -32,7 +32,7 @@ def large_variance(
     clean = denoise(x, sigma)
     if sigma_next == 0:
         return clean
-    return torch.lerp(clean, x, (sigma_next / sigma) ** 2) + _large(sigma, sigma_next).sqrt() * normal(rngs, x)
+    return torch.lerp(clean, x, (sigma_next / sigma) ** 2) + large(sigma, sigma_next).sqrt() * normal(rngs, x)
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,29 @@ class LearnedVariance:
     def __call__(
         self, denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]
     ) -> Tensor:
-        both = getattr(denoise, "with_variance", None)
-        if both is None:
-            raise ValueError(
-                f"LearnedVariance: {type(denoise).__name__} has no with_variance(x, sigma); take a network that learnt its "
-                "variance (adapters.adm.adm_prior), or the steps Ancestral(1) and large_variance"
-            )
-        clean, v = both(x, sigma)
+        clean, log_variance = with_learned_variance(denoise, x, sigma, sigma_next)
         if sigma_next == 0:
-            return torch.as_tensor(clean)
-        small = sigma_next**2 * (1 - (sigma_next / sigma) ** 2)
-        std = torch.exp((v * _large(sigma, sigma_next).log() + (1 - v) * small.log()) / 2)
-        return torch.lerp(clean, x, (sigma_next / sigma) ** 2) + std * normal(rngs, x)
+            return clean
+        return torch.lerp(clean, x, (sigma_next / sigma) ** 2) + torch.exp(log_variance / 2) * normal(rngs, x)
 
 
-def _large(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+def with_learned_variance(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+    """D, and the logarithm of the learned c² (for sigma_next > 0), both shaped like x; raises as `LearnedVariance`."""
+    both = getattr(denoise, "with_variance", None)
+    if both is None:
+        raise ValueError(
+            f"LearnedVariance: {type(denoise).__name__} has no with_variance(x, sigma); take a network that learnt its "
+            "variance (adapters.adm.adm_prior), or the steps Ancestral(1) and large_variance"
+        )
+    clean, v = both(x, sigma)
+    return clean, v * large(sigma, sigma_next).log() + (1 - v) * small(sigma, sigma_next).log()
+
+
+def small(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The small c²."""
+    return sigma_next**2 * (1 - (sigma_next / sigma) ** 2)
+
+
+def large(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The large c²."""
     return (sigma**2 - sigma_next**2) * (1 + sigma_next**2) / (1 + sigma**2)

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv.priors.denoiser import Denoiser, Rescaled, scale_of
+from scoreinv.priors.latent import LatentPrior
 from scoreinv.progress import track
 from scoreinv.sampling.levels import karras
 from scoreinv.sampling.loop import last, member_streams, sample
@@ -27,7 +28,7 @@ def generate(
     """Draws from a prior, by default by Heun's method on the probability flow (Karras et al. 2022, arXiv:2206.00364, alg. 1).
 
     Args:
-        prior: D.
+        prior: D; of one of latents, latents are drawn and decoded.
         shape: of an image.
         n: how many; each depends on the seed and its own number alone.
         rng: source of all randomness.
@@ -38,6 +39,12 @@ def generate(
     Returns:
         (n, *shape).
     """
+    if isinstance(prior, LatentPrior):
+        inside = prior.autoencoder.latent_shape(shape)
+        z = generate(
+            prior.denoiser, inside, n, rng, n_levels=n_levels, sigma_min=sigma_min, sigma_max=sigma_max, step=step
+        )
+        return _decoded(prior, z)
     if isinstance(prior, Rescaled):
         own = generate(
             prior.denoiser, shape, n, rng, n_levels=n_levels, sigma_min=sigma_min, sigma_max=sigma_max, step=step
@@ -47,3 +54,8 @@ def generate(
     sigmas = (karras(n_levels, sigma_min, sigma_max) * scale_of(prior)).float()
     x = getattr(prior, "shift", 0.0) + sigmas[0] * normal(rngs, torch.zeros(n, *shape))
     return last(track(sample(prior, x, sigmas, step=step, rngs=rngs), "samples", n_levels))
+
+
+@torch.no_grad()
+def _decoded(prior: LatentPrior, z: Tensor) -> Tensor:
+    return prior.autoencoder.decode(z)

@@ -83,7 +83,8 @@ def _check_derivatives(A: LinearOperator, x: Tensor, y: Tensor, bound: float) ->
     (second,) = torch.autograd.grad((gradient * x).sum(), point)
     _close(f"{what}: second derivative and A'A", second, A.H(A(x)), bound)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at its first use of forward mode
+        for category in (DeprecationWarning, FutureWarning):  # torch's own, at its first use of forward mode
+            warnings.simplefilter("ignore", category)
         forward: tuple[Tensor, ...] = torch.func.jvp(lambda v: A(v), (x,), (2 * x,))
     value, tangent = forward
     _close(f"{what}: value in forward mode", value, A(x), bound)
