@@ -26,6 +26,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "methods": {
         "cgls": "scoreinv.baselines.iterative:CGLS",
+        "conditional_score": "scoreinv.baselines.learned_conditional:ConditionalScore",
         "daps": "scoreinv.posterior.daps:DAPS",
         "ddnm": "scoreinv.posterior.ddnm:DDNM",
         "ddnm_plus": "scoreinv.posterior.ddnm:DDNMPlus",
@@ -40,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "fista_wavelet": "scoreinv.baselines.fista:FistaWavelet",
         "flow_dps": "scoreinv.posterior.flow:FlowDPS",
         "flower": "scoreinv.posterior.flow:Flower",
+        "latent_daps": "scoreinv.posterior.latent_daps:LatentDAPS",
         "learned_gradient": "scoreinv.baselines.learned_gradient:LearnedGradient",
         "learned_primal_dual": "scoreinv.baselines.learned_primal_dual:LearnedPrimalDual",
         "mcg": "scoreinv.posterior.mcg:MCG",

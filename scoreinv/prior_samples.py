@@ -10,9 +10,8 @@ import torch
 
 from scoreinv.contact_sheet import contact_sheet
 from scoreinv.files.images import read_image_set
-from scoreinv.priors.denoiser import NetworkPrior
 from scoreinv.priors.memorisation import nearest
-from scoreinv.priors.shipped import load_network
+from scoreinv.priors.shipped import image_prior
 from scoreinv.sampling.unconditional import generate
 
 
@@ -44,8 +43,8 @@ def sample_prior(
     Returns:
         A line that says how near samples and validation slices are to the training images.
     """
-    network = NetworkPrior(load_network(prior, device), pixel_mm)
-    samples = generate(network, (side, side), n, torch.Generator().manual_seed(seed)).cpu()
+    drawn_from = image_prior(prior, pixel_mm=pixel_mm, device=device)
+    samples = generate(drawn_from, (side, side), n, torch.Generator().manual_seed(seed)).cpu()
     images = [1000 * u for u in samples]
     if not training:
         contact_sheet(out, images)

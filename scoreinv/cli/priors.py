@@ -20,6 +20,12 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     p.add_argument(
         "--start", metavar="NAME", help="begin with the weights of this prior: a shipped one or a .safetensors file"
     )
+    p.add_argument(
+        "--latent",
+        type=Path,
+        metavar="FILE",
+        help="train a prior of the latents of this autoencoder (train-autoencoder)",
+    )
     add_training_run(p, 20000)
     p.add_argument("--compile", action="store_true", help="torch.compile the network")
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
@@ -44,6 +50,7 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
 
 def _train(a: argparse.Namespace) -> None:
     from scoreinv import configure
+    from scoreinv.priors.latent_run import train_latent_prior
     from scoreinv.priors.parallel import is_main
     from scoreinv.priors.run import train_prior
 
@@ -52,10 +59,16 @@ def _train(a: argparse.Namespace) -> None:
     if a.steps is not None:
         settings["steps"] = a.steps
     settings |= configure.parse_settings(a.set)
-    prior = train_prior(
-        a.data, a.out, validation=a.validation, start=a.start, training=settings, network=configure.parse_settings(a.network), hours=a.hours,
-        checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
-    )  # fmt: skip
+    common: dict[str, Any] = {
+        "validation": a.validation, "training": settings, "network": configure.parse_settings(a.network), "hours": a.hours,
+        "checkpoint_minutes": a.checkpoint_minutes, "validate_every": a.validate_every, "device": a.device,
+    }  # fmt: skip
+    if a.latent is None:
+        prior = train_prior(a.data, a.out, start=a.start, **common)
+    elif a.start is not None:
+        raise ValueError("--start and --latent exclude each other: a prior of latents starts from scratch")
+    else:
+        prior = train_latent_prior(a.data, a.out, a.latent, **common)
     if is_main():
         print(prior)
 

@@ -93,6 +93,16 @@ def checked_card(path: Path, *, what: str = "a prior", form: str = FORMAT) -> di
     return card
 
 
+def card_format(path: Path) -> str | None:
+    """What the card of weights says it is, unchecked; None where there is no card that can be read."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = card.get("format") if isinstance(card, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def _read_card(path: Path, form: str) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import torch
 
 from scoreinv.priors.checkpoint import load_prior
 from scoreinv.priors.denoiser import NetworkPrior, Rescaled
+from scoreinv.priors.latent import LatentPrior, is_latent, load_latent_prior
 from scoreinv.priors.network import EDMDenoiser
 from scoreinv.units import MU_WATER_PER_MM
 
@@ -56,6 +57,20 @@ def load_network(path: str | Path | None = None, device: str = "cpu") -> EDMDeno
     return _loaded(prior_path(path), device)[0]
 
 
+@functools.lru_cache(maxsize=4)
+def _loaded_latent(path: Path, pixel_mm: float | None, device: str) -> tuple[LatentPrior, dict[str, Any]]:
+    return load_latent_prior(path, pixel_mm=pixel_mm, device=device)
+
+
+def image_prior(
+    path: str | Path | None = None, *, pixel_mm: float | None = None, device: str = "cpu"
+) -> NetworkPrior | LatentPrior:
+    """A prior of CT images in u = HU / 1000, or of their latents, as its card says; arguments as for `ct_prior`."""
+    if is_latent(prior_path(path)):
+        return _loaded_latent(prior_path(path), pixel_mm, device)[0]
+    return NetworkPrior(load_network(path, device), pixel_mm)
+
+
 def ct_prior(
     path: str | Path | None = None,
     *,
@@ -66,7 +81,8 @@ def ct_prior(
     """A prior of CT images in attenuation [1/mm].
 
     Args:
-        path: a shipped prior's name, or a .safetensors file whose network works in u = HU / 1000; by default "ct-256".
+        path: a shipped prior's name, or a .safetensors file whose network works in u = HU / 1000 or on latents of such images; by
+            default "ct-256".
         mu_water_per_mm: attenuation of water, which u = 0 stands for [1/mm].
         pixel_mm: side of a pixel [mm]; None where it is unknown.
         device: where the weights go.
@@ -74,12 +90,14 @@ def ct_prior(
     Raises:
         FileNotFoundError, ValueError: see `load_prior`.
     """
-    return Rescaled(NetworkPrior(load_network(path, device), pixel_mm), mu_water_per_mm, mu_water_per_mm)
+    return Rescaled(image_prior(path, pixel_mm=pixel_mm, device=device), mu_water_per_mm, mu_water_per_mm)
 
 
 def prior_card(path: str | Path | None = None) -> dict[str, Any]:
     """What is known about a prior (see `priors.checkpoint.save_prior`), and its `name`."""
-    return {"name": prior_path(path).stem, **_loaded(prior_path(path), "cpu")[1]}
+    found = prior_path(path)
+    card = _loaded_latent(found, None, "cpu")[1] if is_latent(found) else _loaded(found, "cpu")[1]
+    return {"name": found.stem, **card}
 
 
 def identity(path: str | Path | None = None) -> dict[str, str]:
