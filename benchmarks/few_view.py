@@ -4,8 +4,7 @@ One middle slice of every validation patient (256 x 256), parallel beam, views s
 cells as wide as a pixel, data simulated with the operator that reconstructs ("linear" weights; noise-free data with that are an
 inverse crime, as in the published tables), noise-free and with Gaussian noise relative to the mean of the data. PSNR (range 1.0)
 and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU, of the mean of a method's samples. The rows of
-`proximal` with earlier priors have the momentum of their time, 0.5 instead of 0.8; with 0.5 the prior df45c24d165d has 35.39 dB
-noise-free and 34.72 dB with noise.
+`proximal` with earlier priors have the settings of their time: momentum 0.5 with the first two, 0.8 and sigma_max 0.3 with df45c24d165d.
 
     SCOREINV_DATA=/data python benchmarks/few_view.py --out benchmarks/results
 

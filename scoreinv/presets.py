@@ -59,8 +59,8 @@ class Preset(NamedTuple):
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "fast": Preset("proximal", {"n_levels": 20, "momentum": 0.8, "samples": 1}, prior="ct-256-fast"),
-        "best": Preset("proximal", {"n_levels": 50, "momentum": 0.8, "samples": 1}),
+        "fast": Preset("proximal", {"n_levels": 20, "samples": 1}, prior="ct-256-fast"),
+        "best": Preset("proximal", {"n_levels": 50, "samples": 1}),
         "calibrated": Preset(
             "daps",
             {"samples": 8, "n_levels": 30, "ode_steps": 1, "prior_std": 0.1, "sigma_max": 0.5, "iterations": 20},

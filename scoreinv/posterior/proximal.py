@@ -95,16 +95,19 @@ def _last_map(problem: Problem, trust: float, iterations: int, halvings: int = 8
 class Proximal:
     """CG data consistency on the denoised estimate: an image in about 30 network evaluations, and draws around it.
 
+    The defaults of sigma_max, sigma_min, momentum and trust are what `scoreinv tune` found on two validation patients (23 views, 0.5 %
+    noise, 20 levels; benchmarks/results/tuned_proximal.json), rounded; they hold on others and without noise (benchmarks/few_view.py).
+
     Attributes:
         prior: the denoiser D; its `scale` is the size of its own unit in the unit of the images.
         samples: draws; 1 gives the image alone, without uncertainty.
         n_levels: evaluations for the image.
-        sigma_max: first noise level, in the prior's own unit; None takes 0.3 where A sees every pixel, 3 where it does not.
+        sigma_max: first noise level, in the prior's own unit; None takes 0.65 where A sees every pixel, 3 where it does not.
+            Lower ones are faster on most patients and fail on some (0.3: 33.1 dB where 0.65 has 35.2).
         sigma_min: last noise level.
         momentum: m.
         trust: r / σ, see `proximal_denoiser`; looked at for noisy data only. 1 is exact for a Gaussian prior (the image is then
-            the posterior mean); 3 was best for the shipped network on 4 validation patients at 0.5 % noise (1: 34.3 dB,
-            2: 35.1, 3: 35.2, 4: 35.1, 7: 34.8), whose estimate is further off than its noise level says.
+            the posterior mean); the shipped network's estimate is further off than its noise level says.
         iterations: CG steps an evaluation.
         draw_levels: evaluations for each draw.
         draw_sigma: noise level that a draw starts from.
@@ -114,8 +117,8 @@ class Proximal:
     samples: int = 4
     n_levels: int = 30
     sigma_max: float | None = None
-    sigma_min: float = 0.01
-    momentum: float = 0.8
+    sigma_min: float = 0.0075
+    momentum: float = 0.75
     trust: float = 3.0
     iterations: int = 10
     draw_levels: int = 5
@@ -149,7 +152,7 @@ class Proximal:
         weights, _ = noise_weights(problem)
         x = cgls(problem.A, problem.y, max_iterations=self.iterations, weights=weights)
         previous = None
-        first = self.sigma_max or (0.3 if sees_every_pixel(problem) else 3.0)
+        first = self.sigma_max or (0.65 if sees_every_pixel(problem) else 3.0)
         for k, sigma in enumerate(self._levels(self.n_levels, first, x), start=1):
             if k == self.n_levels:
                 proximal = _last_map(problem, self.trust, self.iterations)
