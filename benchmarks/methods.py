@@ -3,7 +3,7 @@
 The middle slice of every validation patient, parallel beam, detector cells as wide as a pixel, data made with the operator that
 reconstructs; PSNR (range 1.0) and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU. Every method that takes a
 prior runs twice, for one image and for N draws. repaint (for masked pixels), ddrm and mcg_diff (dense singular vectors, for at most
-64 x 64 pixels) cannot do CT of this size. Settings are the methods' defaults but for the samplers of Song et al. (100 levels, not
+64 x 64 pixels) cannot do CT of this size; latent_daps is daps where the prior is one of images. Settings are the methods' defaults but for the samplers of Song et al. (100 levels, not
 1000, with constants found for that number) and padis (guidance 4: CT data are fitted slowly), and are in the CSV. proximal's one
 image is its point estimate; all others' is a draw.
 
@@ -45,7 +45,7 @@ from scoreinv.progress import quiet
 from scoreinv.report import scores
 from scoreinv.units import hu_from_mu
 
-NOT_CT = ("ddrm", "mcg_diff", "repaint")
+NOT_CT = ("ddrm", "mcg_diff", "repaint", "latent_daps")
 BASELINES = ("fbp", "fista_tv")
 METHODS = [n for n in plugins.names("methods") if configure.needs_prior(n) and n not in NOT_CT] + list(BASELINES)
 SETTINGS: dict[str, dict[str, Any]] = {
