@@ -3,10 +3,11 @@
 from scoreinv.operators.ct import FanBeamCT, GeometryWarning, MemoryWarning, ParallelBeamCT, equispaced_angles
 from scoreinv.operators.dense import Matrix
 from scoreinv.operators.fbp import fbp
-from scoreinv.operators.grayscale import Grayscale
+from scoreinv.operators.grayscale import ColourTransform, Grayscale
 from scoreinv.operators.masking import Masking
 
 __all__ = [
+    "ColourTransform",
     "FanBeamCT",
     "GeometryWarning",
     "Grayscale",
