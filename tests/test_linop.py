@@ -69,7 +69,9 @@ def test_gradients_of_first_and_second_order(A: Dense, rng: Generator) -> None:
     torch.testing.assert_close(second.flatten(), A.matrix.T @ A.matrix @ v.flatten())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, at its first use of forward mode
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning"
+)  # torch's own, at its first use of forward mode
 def test_forward_mode_and_vmap(A: Dense, rng: Generator) -> None:
     x, v = randn(rng, 5, 3, 4), randn(rng, 5, 3, 4)
     value, tangent = torch.func.jvp(lambda t: A(t), (x,), (v,))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.options import check_device
+from scoreinv.cli.options import add_cluster, check_device, pool_of
 
 
 def add_bench(commands: Any) -> argparse.ArgumentParser:
@@ -27,6 +27,7 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--retry-failed", action="store_true", help="compute cells again that have failed")
     p.add_argument("--dry-run", action="store_true", help="say how many cells there are, and compute nothing")
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    add_cluster(p)
     p.set_defaults(run=_bench)
     return p
 
@@ -36,7 +37,8 @@ def _bench(a: argparse.Namespace) -> None:
     from scoreinv.progress import bar
     from scoreinv.study import plan, read, read_sweep, run, table
 
-    check_device(a.device)
+    if a.cluster in (None, "local"):
+        check_device(a.device)
     out = a.out or Path("scoreinv-bench") / a.sweep.stem
     sweep = read_sweep(a.sweep)
     which = {"only": a.only, "limit": a.limit, "retry_failed": a.retry_failed}
@@ -49,8 +51,9 @@ def _bench(a: argparse.Namespace) -> None:
     if a.dry_run:
         return
     written = a.sweep.read_text(encoding="utf-8")
-    with bar(a.sweep.stem, len(planned.todo)) as progress:
-        for k, row in enumerate(run(sweep, out, **which, device=a.device)):
+    with pool_of(a) as pool, bar(a.sweep.stem, len(planned.todo)) as progress:
+        mapper = map if pool is None else pool.rows
+        for k, row in enumerate(run(sweep, out, **which, device=a.device, mapper=mapper)):
             if k == 0:  # the folder is ours now; `scoreinv report` shows how to repeat it
                 with replacing(out / "sweep.toml") as temporary:
                     temporary.write_text(written, encoding="utf-8")

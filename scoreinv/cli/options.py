@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scoreinv.study.cluster import Pool
 
 
 def check_device(device: str) -> None:
@@ -32,3 +38,27 @@ def add_training_run(p: argparse.ArgumentParser, steps: int) -> None:
     p.add_argument(
         "--bfloat16", action="store_true", help="autocast to bfloat16 (for processors with matrix instructions for it)"
     )
+
+
+def add_cluster(p: Any) -> None:
+    """What spreads work over the workers of a Dask cluster; `p` is a parser or a group of one."""
+    p.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        help="compute on Dask workers: local (processes of this machine), slurm, or the HOST:PORT of a scheduler",
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="of --cluster local (as many as cores) or slurm (jobs)")
+
+
+@contextlib.contextmanager
+def pool_of(a: argparse.Namespace) -> Iterator[Pool | None]:
+    """The workers that were asked for, None where the work stays in this process."""
+    if a.cluster is None:
+        if a.workers is not None:
+            raise ValueError("--workers is for --cluster local or slurm: give that too")
+        yield None
+        return
+    from scoreinv.study.cluster import workers
+
+    with workers(a.cluster, a.workers) as pool:
+        yield pool

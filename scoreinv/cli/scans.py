@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreinv.cli.options import add_prior, check_device
+from scoreinv.cli.volumes import add_volume, is_volume, reconstruct_volume
 
 
 def add_demo(commands: Any) -> argparse.ArgumentParser:
@@ -102,10 +103,13 @@ def add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "reconstruct", help="reconstruct a scan file",
         description="Reconstructs a scan (scoreinv's own HDF5, or DXchange) and writes mean, standard deviation, draws, the fit to "
-        "the data and all settings. Without options it does what suits the operator and the noise.",
+        "the data and all settings. Without options it does what suits the operator and the noise. A volume that does not fit into memory "
+        "goes slice by slice, from and to HDF5 or Zarr (docs/file-formats.md).",
     )  # fmt: skip
     p.add_argument("scan", type=Path, help="scan file")
-    p.add_argument("--out", type=Path, metavar="RECON.h5", help="result (the scan's name with .recon.h5)")
+    p.add_argument(
+        "--out", type=Path, metavar="RECON.h5", help="result (the scan's name with .recon.h5); .zarr for volumes"
+    )
     p.add_argument(
         "--picture",
         type=Path,
@@ -132,6 +136,7 @@ def add_reconstruct(commands: Any) -> argparse.ArgumentParser:
         "--calibration", type=Path, metavar="FILE.json", help="of `scoreinv calibrate`, instead of the shipped ones"
     )
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    add_volume(p)
     d = p.add_argument_group("DXchange files")
     d.add_argument("--row", type=int, help="detector row to reconstruct (the middle one)")
     d.add_argument("--centre", type=float, metavar="COLUMN", help="column of the rotation axis (found from the data)")
@@ -156,13 +161,19 @@ def _reconstruct(a: argparse.Namespace) -> None:
     out = a.out or a.scan.with_suffix(".recon.h5")
     if out.exists() and a.scan.exists() and out.samefile(a.scan):
         raise ValueError(f"--out {out}: is the scan itself, which would be lost; give another name")
-    for path in filter(None, (out, a.picture)):
+    slicewise = is_volume(a)
+    for path in filter(None, (None if slicewise and out.exists() else out, a.picture)):
         check_writable(path)
     if a.method:
         plugins.get("methods", a.method)
-    check_device(a.device)
+    if a.cluster in (None, "local"):
+        check_device(a.device)
     preset = _one_preset(a)
     calibrations = read_calibrations(a.calibration)
+    if slicewise:
+        how = {"preset": preset, "calibrations": calibrations, "settings": configure.parse_settings(a.set)}
+        reconstruct_volume(a, out, how)
+        return
     views = None if a.every is None else slice(None, None, a.every)
     scan = read_any_scan(a.scan, row=a.row, centre=a.centre, detector_mm=a.detector_mm, binning=a.binning, views=views)
     if a.noise_std is not None:
@@ -203,7 +214,7 @@ def add_info(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "info",
         help="say what a file holds",
-        description="Says what a scan, a reconstruction, a prior or an image holds.",
+        description="Says what a scan, a reconstruction, a prior, a learned baseline's weights or an image holds.",
     )
     p.add_argument("file", type=Path, nargs="?", help="the file (default: the shipped prior)")
     p.set_defaults(run=_info)

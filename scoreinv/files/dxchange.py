@@ -143,6 +143,17 @@ def read_dxchange(
     )
 
 
+def n_rows(path: str | os.PathLike[str]) -> int:
+    """How many detector rows a DXchange file has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no projections.
+    """
+    with hdf5.reading(path) as file:
+        return int(_projections(file).shape[1])
+
+
 def _projections(file: h5py.File) -> h5py.Dataset:
     data = hdf5.dataset(file, "exchange/data")
     if data is None or data.ndim != 3 or 0 in data.shape:

@@ -99,23 +99,32 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
             it.
     """
     with hdf5.reading(path) as file:
-        hdf5.check_format(file, FORMAT)
-        operator = read_operator(file)
-        photons = hdf5.number(file, "photons")
-        y, std, noise_known, counts = _data(file, photons)
-        _check_shape(file.filename, y, operator)
-        truth = hdf5.numbers(file, "truth")
-        if truth is not None:
-            _check_truth(file.filename, truth, y, operator)
-        if std.ndim > 0:
-            _check_broadcast(file.filename, std, y)
-        return Scan(
-            Problem(operator, _tensor(y), _noise(std), None if truth is None else _tensor(truth), counts),
-            hdf5.number(file, "mu_water_per_mm") or MU_WATER_PER_MM,
-            hdf5.json_object(file, "info") or {},
-            photons,
-            noise_known,
-        )
+        return scan_in(file)
+
+
+def scan_in(file: h5py.File) -> Scan:
+    """The scan in an open file.
+
+    Raises:
+        ValueError: see `read_scan`.
+    """
+    hdf5.check_format(file, FORMAT)
+    operator = read_operator(file)
+    photons = hdf5.number(file, "photons")
+    y, std, noise_known, counts = _data(file, photons)
+    _check_shape(file.filename, y, operator)
+    truth = hdf5.numbers(file, "truth")
+    if truth is not None:
+        _check_truth(file.filename, truth, y, operator)
+    if std.ndim > 0:
+        _check_broadcast(file.filename, std, y)
+    return Scan(
+        Problem(operator, _tensor(y), _noise(std), None if truth is None else _tensor(truth), counts),
+        hdf5.number(file, "mu_water_per_mm") or MU_WATER_PER_MM,
+        hdf5.json_object(file, "info") or {},
+        photons,
+        noise_known,
+    )
 
 
 def read_operator(file: h5py.File) -> LinearOperator:
