@@ -6,7 +6,8 @@ noise of the validation figures in a training log). PSNR with u clipped to [-1, 
 before denoising. BM3D is the authors' package in its default profile "np" (their profiles "vn", "vn_old" and "high" were worse
 at sigma = 0.02, 0.1, 0.5 and 1 on three of the patients), on (u + 1) / 2 with the true sigma as noise level. Total variation is
 Chambolle's algorithm in scikit-image with, for each sigma, the weight of the best mean PSNR on all of these very patients, which
-is more than it could be told in practice. The shipped prior was trained on other patients.
+is more than it could be told in practice. The shipped prior was trained on other patients. "Four flips" is the mean of its
+estimates of the image and its mirror images (`priors.denoiser.PoseAverage`), at four times the cost.
 
     pip install bm3d
     SCOREINV_DATA=/data OMP_NUM_THREADS=1 python benchmarks/denoising.py --out benchmarks/results --prior runs/mine/prior.safetensors
@@ -40,7 +41,7 @@ from torch import Tensor
 from tune_baselines import search
 
 import scoreinv as si
-from scoreinv.priors.denoiser import NetworkPrior
+from scoreinv.priors.denoiser import NetworkPrior, PoseAverage
 from scoreinv.priors.shipped import identity, load_network
 
 SIGMAS = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
@@ -125,15 +126,19 @@ def tv(rows: list[dict[str, str]]) -> Callable[[float, list[Pair]], tuple[Denois
     return prepare
 
 
-def network(prior: str | None) -> Method:
+def network(prior: str | None, poses: int = 1) -> Method:
     """A prior with the checksum of its weights; the default one without a name. It is told the size of a pixel."""
     model, card = load_network(prior), identity(prior)
 
     @torch.no_grad()
     def denoise(pair: Pair, sigma: float) -> Tensor:
-        return NetworkPrior(model, pair.pixel_mm)(pair.noisy[None], torch.tensor(sigma))[0]
+        return PoseAverage(NetworkPrior(model, pair.pixel_mm), poses)(pair.noisy[None], torch.tensor(sigma))[0]
 
-    return Method(card["name"], card["sha256"][:12], lambda sigma, all_pairs: (denoise, ""))
+    return Method(
+        card["name"] + (", four flips" if poses == 4 else ""),
+        card["sha256"][:12],
+        lambda sigma, all_pairs: (denoise, ""),
+    )
 
 
 def main() -> None:
@@ -151,7 +156,7 @@ def main() -> None:
     seen = {(r["method"], r["weights"], float(r["sigma"]), r["patient"]) for r in done}
     images = slices(Path(os.environ["SCOREINV_DATA"]) / "ct" / "val.h5")
     methods = [Method("noisy", "", noisy), Method("tv", "", tv(done)), Method("bm3d", "", bm3d)]
-    methods += [network(prior) for prior in (None, *a.prior)]
+    methods += [network(prior, poses) for prior in (None, *a.prior) for poses in (1, 4)]
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         if not done:

@@ -79,7 +79,8 @@ class BlockedMatrix:
 
 def product(A: CTOperator, x: Tensor, *, adjoint: bool) -> Tensor:
     """A x, (batch, n_pixels) -> (batch, n_rays), or Aᵀ x, by the operator's matrix, in the dtype of x."""
-    return _cached(A, x.dtype, x.device)[int(adjoint)](x.detach())
+    with torch.autocast(x.device.type, enabled=False):  # there are no sparse products of 16 bits
+        return _cached(A, x.dtype, x.device)[int(adjoint)](x.detach())
 
 
 @functools.lru_cache(maxsize=4)

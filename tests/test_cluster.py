@@ -289,9 +289,10 @@ def test_what_is_not_installed(module: str, where: str, words: str, monkeypatch:
 # SLURM
 
 SBATCH = """#!/bin/sh
-# What sbatch does, on this machine: run the script, say which job it is.
+# What sbatch does, on this machine: keep the script, which its writer deletes, run it, say which job it is.
 for script; do :; done
-sh "$script" > "{folder}/log" 2>&1 &
+cp "$script" "{folder}/script"
+sh "{folder}/script" > "{folder}/log" 2>&1 &
 echo $! > "{folder}/job"
 echo "Submitted batch job $!"
 """

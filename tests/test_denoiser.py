@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.priors.denoiser import Counted, NetworkPrior, Rescaled, pad_to_multiple, scale_of
+from scoreinv.priors.denoiser import Counted, NetworkPrior, PoseAverage, Rescaled, pad_to_multiple, scale_of
 from scoreinv.priors.exact import GaussianPrior
 from scoreinv.priors.network import EDMDenoiser, UNetConfig
 
@@ -121,3 +121,24 @@ def test_counted_counts_passes_backwards(rng: Generator) -> None:
         counted(x, torch.tensor(1.0))
     counted(x.detach(), torch.tensor(1.0)).requires_grad_().sum().backward()  # stops at the output
     assert (counted.n_evaluations, counted.n_gradients) == (11, 8)
+
+
+def test_the_mean_over_flips_commutes_with_flips(model: EDMDenoiser, rng: Generator) -> None:
+    x, sigma = torch.randn(2, 16, 24, generator=rng), torch.tensor([0.1, 1.0])
+    plain, average = NetworkPrior(model), PoseAverage(NetworkPrior(model))
+    for flip in ((-1,), (-2,), (-2, -1)):
+        torch.testing.assert_close(average(x.flip(flip), sigma).flip(flip), average(x, sigma), rtol=1e-5, atol=1e-5)
+        assert (plain(x.flip(flip), sigma).flip(flip) - plain(x, sigma)).abs().max() > 1e-3  # it does not by itself
+    counted = Counted(plain)
+    PoseAverage(counted, 8)(x, sigma)
+    assert counted.n_evaluations == 2 * 8
+    torch.testing.assert_close(PoseAverage(plain, 1)(x, sigma), plain(x, sigma))
+    outside = PoseAverage(Rescaled(plain, 1.0, 0.5))(1 + 0.5 * x, 0.5 * sigma)
+    torch.testing.assert_close(outside, 1 + 0.5 * average(x, sigma), rtol=1e-5, atol=1e-5)
+
+
+def test_no_poses_to_average() -> None:
+    with pytest.raises(ValueError, match="GaussianPrior knows of no poses"):
+        PoseAverage(GaussianPrior(torch.zeros(4), torch.eye(4)))
+    with pytest.raises(ValueError, match="1 to 32 poses, got 33"):
+        PoseAverage(Rescaled(GaussianPrior(torch.zeros(4), torch.eye(4)), 0.0, 1.0), 33)

@@ -215,6 +215,16 @@ def test_half_precision_is_computed_in_float32() -> None:
     torch.testing.assert_close(parallel()(x).float(), parallel()(x.float()), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_autocast_leaves_the_physics_alone(batch, rng) -> None:
+    A, x = parallel(), torch.randn(batch, 12, 16, generator=rng)
+    y = A(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(A(x), y, rtol=0, atol=0)
+        torch.testing.assert_close(A.H(y), A.H(y.clone()), rtol=0, atol=0)
+        assert A.norm_squared() == pytest.approx(parallel().norm_squared(), rel=1e-6)
+
+
 def test_angles_come_in_any_form() -> None:
     angles = equispaced_angles(5)
     for form in (list(angles), np.array(angles), torch.tensor(angles, dtype=torch.float64)):

@@ -173,7 +173,7 @@ def test_the_last_step_stops_at_the_noise(rng: Generator) -> None:
     draws = chi_squared(p, dataclasses.replace(method, samples=3)(p, rng))
     assert ((draws[:, 0] - 1).abs() < 0.1).all()
     timid = dataclasses.replace(method, trust=1.0)  # exact for a right prior, so nothing is held back
-    expected = proximal_denoiser(nothing, p, iterations=50)(p.A.H(p.y), torch.tensor(0.01))
+    expected = proximal_denoiser(nothing, p, iterations=50)(p.A.H(p.y), torch.tensor(method.sigma_min))
     torch.testing.assert_close(timid(p, rng)[0], expected)
 
 
@@ -252,11 +252,11 @@ def test_unseen_pixels_start_from_more_noise(rng: Generator) -> None:
         return x / (1 + sigma**2)
 
     half = torch.eye(4, dtype=F64)[:2]
-    for A, first in ((Dense(torch.eye(4, dtype=F64)), 0.3), (Dense(half), 3.0)):
+    for A, first in ((Dense(torch.eye(4, dtype=F64)), 0.65), (Dense(half), 3.0)):
         seen.clear()
         y = torch.ones(1, A.out_shape[0], dtype=F64)
         Proximal(prior, samples=1)(Problem(A, y), rng)
-        assert seen[0] == pytest.approx(first) and seen[-1] == pytest.approx(0.01) and len(seen) == 30
+        assert seen[0] == pytest.approx(first) and seen[-1] == pytest.approx(Proximal.sigma_min) and len(seen) == 30
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_what_is_advised_for_draws_is_nearly_exact_but_on_25_modes(method: str, 
     assert rows.pop("25 modes, d = 8")["variance_range"] > 1.5
     assert rows.pop("25 modes, d = 80")["variance_range"] > 1.5 and len(rows) == 4
     for f in rows.values():
-        assert 0.85 < f["variance_range"] < 1.2 and 0.85 < f["variance_null"] < 1.2 and abs(f["mean_error"]) < 0.05
+        assert 0.85 < f["variance_range"] < 1.2 and 0.85 < f["variance_null"] < 1.2 and abs(f["mean_error"]) < 0.1
 
 
 def test_the_advice_names_every_method() -> None:

@@ -132,6 +132,36 @@ def posed(prior: Denoiser, k: int) -> Denoiser:
     return prior if pose is None else cast("Denoiser", pose(k))
 
 
+@dataclass(frozen=True, eq=False)
+class PoseAverage:
+    """The mean of D over its first n poses, at n times the cost: a better denoiser, and with n = 4 one that flips commute with.
+
+    Attributes:
+        denoiser: a prior that knows its poses (NetworkPrior, or Rescaled around one).
+        n: 4 for all flips, up to 32 with the shifts.
+
+    Raises:
+        ValueError: the prior has no poses, or not so many.
+    """
+
+    denoiser: Denoiser
+    n: int = 4
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.denoiser, "posed"):
+            raise ValueError(
+                f"PoseAverage: {type(self.denoiser).__name__} knows of no poses (it has no method `posed`)"
+            )
+        if not 1 <= self.n <= 32:
+            raise ValueError(f"PoseAverage: expected 1 to 32 poses, got {self.n}")
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        total = posed(self.denoiser, 0)(x, sigma)
+        for k in range(1, self.n):
+            total = total + posed(self.denoiser, k)(x, sigma)
+        return total / self.n
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """x (batch, H, W) with rows and columns reflected (repeated, where there are too few) at the bottom and right."""
     for dim in (-1, -2):
