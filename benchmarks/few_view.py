@@ -4,7 +4,7 @@ One middle slice of every validation patient (256 x 256), parallel beam, views s
 cells as wide as a pixel, data simulated with the operator that reconstructs ("linear" weights; noise-free data with that are an
 inverse crime, as in the published tables), noise-free and with Gaussian noise relative to the mean of the data. PSNR (range 1.0)
 and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU, of the mean of a method's samples. The rows of
-`proximal` with earlier priors have the settings of their time: momentum 0.5 with the first two, 0.8 and sigma_max 0.3 with df45c24d165d.
+`proximal` with earlier priors are of half-quadratic splitting (no multipliers), with the settings of their time.
 
     SCOREINV_DATA=/data python benchmarks/few_view.py --out benchmarks/results
 

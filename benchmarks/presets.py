@@ -71,14 +71,14 @@ class Candidate(NamedTuple):
     prior: str | None = None
 
 
-def image(levels: int, momentum: float) -> Candidate:
+def image(levels: int, relaxation: float = 1.9) -> Candidate:
     """The image of `proximal` alone."""
-    settings = {"samples": 1, "n_levels": levels, "momentum": momentum}
-    return Candidate(f"{levels} levels, momentum {momentum:g}", "proximal", settings)
+    settings = {"samples": 1, "n_levels": levels, "relaxation": relaxation}
+    return Candidate(f"{levels} levels, relaxation {relaxation:g}", "proximal", settings)
 
 
 def trusting(trust: float) -> Candidate:
-    return Candidate(f"trust {trust:g}", "proximal", {"samples": 8, "n_levels": 20, "momentum": 0.8, "trust": trust})
+    return Candidate(f"trust {trust:g}", "proximal", {"samples": 8, "trust": trust})
 
 
 def daps(levels: int, prior_std: float, first: float) -> Candidate:
@@ -93,10 +93,10 @@ GROUPS: dict[str, list[Candidate]] = {
         *(Candidate(name, p.method, p.settings, p.prior_name()) for name, p in PRESETS.items()),
     ],
     "evaluations": [
-        *(image(n, 0.5) for n in (10, 15, 20, 30, 50)),
-        *(image(n, 0.8) for n in (5, 10, 15, 20, 30, 50, 100)),
+        *(image(n) for n in (5, 10, 15, 20, 30, 50)),
+        image(20, 1.0),
     ],
-    "trust": [trusting(t) for t in (1.0, 1.5, 3.0)],
+    "trust": [trusting(t) for t in (1.0, 1.5, 2.0, 3.0)],
     "calibrated": [
         Candidate("proximal", "proximal", {"samples": 8}),
         Candidate("proximal, trust 1.5", "proximal", {"samples": 8, "trust": 1.5}),

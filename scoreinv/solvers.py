@@ -34,7 +34,7 @@ def cg(
     b: Tensor,
     x0: Tensor | None = None,
     *,
-    max_iterations: int,
+    max_iterations: int | Tensor,
     tolerance: float = 0.0,
 ) -> Tensor:
     """Solve M x = b by conjugate gradients.
@@ -43,7 +43,7 @@ def cg(
         apply: x -> M x on (batch, *shape), symmetric positive (semi-)definite, member by member.
         b: (batch, *shape).
         x0: start; zero without one.
-        max_iterations: at most so many applications of M (one more for the first residual, if x0 is given).
+        max_iterations: at most so many applications of M (one more for the first residual, if x0 is given); one number, or one for each member.
         tolerance: a member is done when ‖b − M x‖ <= tolerance ‖b‖.
 
     Returns:
@@ -52,15 +52,16 @@ def cg(
     Raises:
         ValueError: max_iterations or tolerance is negative, or x0 is not shaped like b.
     """
-    _check(max_iterations, tolerance, b, x0)
+    limit = torch.as_tensor(max_iterations, device=b.device)
+    _check(int(limit.min()), tolerance, b, x0)
     if x0 is None:
         x, r = torch.zeros_like(b), b.clone()
     else:
         x, r = x0.clone(), b - apply(x0)
     p, rr = r, inner(r, r)
     goal = max(tolerance, _rounding(b)) ** 2 * inner(b, b)
-    for _ in range(max_iterations):
-        active = rr > goal
+    for k in range(int(limit.max())):
+        active = (rr > goal) & (k < limit)
         if not active.any():
             break
         q = apply(p)

@@ -140,7 +140,7 @@ def test_from_patients_to_intervals(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found.conditions.settings == settings and found.conditions.samples == 4
     write_calibrations(tmp_path / "c.json", [found])
     np.save(tmp_path / "x.npy", hu[0])
-    other = ["--set", "momentum=0.5"]
+    other = ["--set", "relaxation=1.5"]
     for views, more, holds in ((12, [], True), (40, [], False), (12, other, False)):
         scan = str(tmp_path / f"{views}.h5")
         simulate = ["simulate", str(tmp_path / "x.npy"), "--pixel-mm", "2", "--noise", "0.01", "--views", str(views)]
@@ -151,10 +151,10 @@ def test_from_patients_to_intervals(tmp_path: Path, capsys: pytest.CaptureFixtur
         printed = capsys.readouterr().out
         result = read_reconstruction(tmp_path / "r.h5")
         assert (result.half_width is not None) == holds
-        assert ("measured with other settings (momentum 0.5 and not 0.75) and is not applied" in printed) == bool(more)
+        assert ("measured with other settings (relaxation 1.5 and not 1.9) and is not applied" in printed) == bool(more)
         if more:
-            assert "--method proximal --set n_levels=2 --set momentum=0.5 --set draw_levels=1`" in printed
-            assert result.settings["calibration_unfit"] == {"momentum": [0.75, 0.5]}
+            assert "--method proximal --set n_levels=2 --set relaxation=1.5 --set draw_levels=1`" in printed
+            assert result.settings["calibration_unfit"] == {"relaxation": [1.9, 1.5]}
         if holds:
             std, width = torch.as_tensor(result.std), torch.as_tensor(result.half_width)
             torch.testing.assert_close(width, found.half_width(std, 0.0193), rtol=1e-3, atol=1e-7)

@@ -51,10 +51,10 @@ def test_without_a_preset_the_default_is_as_it_was(scan: Path) -> None:
 
 def test_what_the_user_says_counts_more(scan: Path) -> None:
     assert (
-        main(["reconstruct", str(scan), "--fast", *SHORT["proximal"], "--samples", "3", "--set", "momentum=0.1"]) == 0
+        main(["reconstruct", str(scan), "--fast", *SHORT["proximal"], "--samples", "3", "--set", "relaxation=1.1"]) == 0
     )
     result = read_reconstruction(scan.with_suffix(".recon.h5"))
-    assert len(result.samples) == 3 and result.settings["momentum"] == 0.1
+    assert len(result.samples) == 3 and result.settings["relaxation"] == 1.1
 
 
 def test_presets_of_their_own_prior_take_it_where_it_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_the_prior_that_is_loaded(
         (["--best", "--tuned", "t.json"], "--best and --tuned exclude each other"),
         (["--tuned", "t.json"], "t.json: No such file"),
         (["--calibrated", "--samples", "0"], "samples"),
-        (["--fast", "--set", "momentumm=0.1"], "Did you mean 'momentum'"),
+        (["--fast", "--set", "relaxationn=1.1"], "Did you mean 'relaxation'"),
     ],
 )
 def test_bad_options(scan: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from scoreinv.linop import LinearOperator
 from scoreinv.problem import Problem
@@ -188,3 +188,17 @@ def test_mean_column_square() -> None:
     assert mean_column_square(signs) == pytest.approx(14 / 3)
     m = rand(40, 300)
     assert mean_column_square(Dense(m), 200) == pytest.approx(float(m.square().sum()) / 300, rel=0.03)
+
+
+def test_cg_steps_of_each_member(rng: Generator) -> None:
+    """With a number of steps for each, a member is what it is alone."""
+    root = torch.randn(3, 8, 8, generator=rng, dtype=torch.float64)
+    M, b = (
+        root @ root.mT + 0.1 * torch.eye(8, dtype=torch.float64),
+        torch.randn(3, 8, generator=rng, dtype=torch.float64),
+    )
+    steps = torch.tensor([1, 4, 8])
+    together = cg(lambda x: (M @ x[..., None])[..., 0], b, max_iterations=steps)
+    for k, n in enumerate(steps.tolist()):
+        alone = cg(lambda x, k=k: (M[k] @ x[..., None])[..., 0], b[k : k + 1], max_iterations=n)  # type: ignore[misc]
+        torch.testing.assert_close(together[k : k + 1], alone)

@@ -386,10 +386,11 @@ def test_the_documented_sweeps_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_protocols_with_data(data_folder: Path, tmp_path: Path) -> None:
     cells = {
         name: read_sweep(ROOT / "benchmarks" / f"{name}.toml").cells
-        for name in ("paper", "views", "dose", "limited_angle")
+        for name in ("paper", "views", "dose", "limited_angle", "generalisation")
     }
     assert {name: len(c) for name, c in cells.items()} == {
-        "paper": 14 * 2 * 8, "views": 14 * 6 * 4, "dose": 14 * 2 * 4 * 4, "limited_angle": 14 * 6 * 4,
+        "paper": 14 * 2 * 12, "views": 14 * 6 * 4, "dose": 14 * 2 * 4 * 4, "limited_angle": 14 * 6 * 4,
+        "generalisation": 14 * 3 * 2 * 6,
     }  # fmt: skip
     patients = {c.image["patient"]: c.image["fine"] for c in cells["paper"]}
     assert len(patients) == 14 and sum(fine is not None for fine in patients.values()) == 5

@@ -107,7 +107,7 @@ def test_methods_with_a_prior_say_which(optuna: Any, data: Path) -> None:
     assert found["tuned"] == list(RANGES["proximal"]) and found["tau"] == 0.0
     assert found["provenance"]["prior"] == identity() and found["provenance"]["patients"] == ["a"]
     first, value = found["grid"][0]
-    assert first["trust"] == 3.0 and first["momentum"] == 0.75 and 0.1 <= first["sigma_max"] <= 3
+    assert first["trust"] == 1.75 and first["relaxation"] == 1.9 and 0.1 <= first["sigma_max"] <= 3
     assert value != found["provenance"]["untuned"]  # that was without any sigma_max
 
 

@@ -1,4 +1,4 @@
-"""The fast default: conjugate-gradient data consistency on the denoised estimate.
+"""The fast default: conjugate-gradient data consistency and the denoiser in turns, held together by multipliers.
 
 The prior's estimate D(x, σ) is pulled to the data by the proximal map of the data term,
 
@@ -9,13 +9,19 @@ data ρ = 0: the CG steps run on AᵀA z = Aᵀy, and stopping them early keeps 
 (Chung, Lee, Ye, "Decomposed Diffusion Sampler", 2024, arXiv:2303.05754, eqs. 15-18; Zhu et al., "DiffPIR", 2023,
 arXiv:2305.08995, eq. 13.)
 
-Two uses of the one posterior denoiser P ∘ D:
-
-    image   x ← P(D(x, σ)) + m (P(D(x, σ)) − previous),  σ falling from σ_max to σ_min: half-quadratic splitting with the
-            score network as denoiser (Zhang et al., "DPIR", 2021, arXiv:2008.13751), momentum m; no noise is added;
-            the network's evaluations go through its equivalent poses (`priors.denoiser.Posed`), whose errors average out
+    image   x ← P(z − u),  x̂ = α x + (1 − α) z,  z ← D(x̂ + u, σ),  u ← (σ'/σ)² (u + x̂ − z),  σ falling from σ_max to σ_min:
+            alternating directions with the score network as denoiser (Venkatakrishnan, Bouman, Wohlberg 2013,
+            doi:10.1109/GlobalSIP.2013.6737048; σ falling: Chan, Wang, Elgendy 2017, arXiv:1605.01710, algorithm 1), over-relaxed by α
+            (Eckstein, Bertsekas 1992; Boyd et al. 2011, section 3.4.3). u is the multiplier over ρ and so goes with σ². No noise is added;
+            the network's evaluations go through its equivalent poses (`priors.denoiser.Posed`), whose errors average out. The
+            image is P(z − u)
     draws   x = image + σ n, then x' = P(D(x, σ)) + σ' n (ancestral steps, fresh noise): each draw explores what data and
-            image leave open
+            image leave open. They are then moved together so that their mean is the image, which is nearer to the truth than the mean
+            of walks so short (by 0.5 dB at 23 views); as A is linear, they fit the data as well as before
+
+For a Gaussian prior D(·, σ) is the proximal map of −σ² ln p, so that with trust = 1 and σ held the image comes to rest at the posterior
+mean, whatever σ and α are. Without u (half-quadratic splitting) it does so for σ → 0 only, and the shipped prior needs 50 evaluations for what
+20 give with it.
 
 Where trust > 1, the last step of both takes the largest r between σ and trust · σ with ‖(A P(D) − y) / σ_y‖² ≥ m, m the number of
 data, or else σ: following the data further is following their noise (the discrepancy principle, Morozov 1966).
@@ -50,11 +56,13 @@ def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, 
         trust: r / σ: how far D's estimate may be off, in units of the noise level.
         iterations: CG steps.
     """
-    proximal = _proximal_map(problem, trust, iterations)
+    proximal = proximal_map(problem, trust, iterations)
     return lambda x, sigma: proximal(prior(x, sigma), sigma)
 
 
-def _proximal_map(problem: Problem, trust: float | Tensor, iterations: int) -> Callable[[Tensor, Tensor], Tensor]:
+def proximal_map(
+    problem: Problem, trust: float | Tensor, iterations: int | Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
     """(D, σ) -> P(D); trust may be one number for each member."""
     A = problem.A
     weights, tau = noise_weights(problem)
@@ -71,44 +79,71 @@ def _proximal_map(problem: Problem, trust: float | Tensor, iterations: int) -> C
     return proximal
 
 
-def _last_map(problem: Problem, trust: float, iterations: int, halvings: int = 8) -> Callable[[Tensor, Tensor], Tensor]:
+def _last_map(
+    problem: Problem, trust: float, iterations: int | Tensor, halvings: int = 8
+) -> Callable[[Tensor, Tensor], Tensor]:
     """(D, σ) -> P(D) with the trust of the discrepancy principle, by bisection of its logarithm; noise-free members keep theirs."""
 
     def proximal(estimate: Tensor, sigma: Tensor) -> Tensor:
         most = estimate.new_full((len(estimate),), math.log(trust))
         low, high = most.clamp(max=0), most
         noisy = (noise_weights(problem)[1].flatten() > 0).expand(len(estimate))
-        out = _proximal_map(problem, trust, iterations)(estimate, sigma)
+        out = proximal_map(problem, trust, iterations)(estimate, sigma)
         if trust <= 1 or not noisy.any():
             return out
         keep = ~noisy | (chi_squared(problem, out) >= 1)
         for _ in range(halvings):
             middle = (low + high) / 2
-            close = chi_squared(problem, _proximal_map(problem, middle.exp(), iterations)(estimate, sigma)) < 1
+            close = chi_squared(problem, proximal_map(problem, middle.exp(), iterations)(estimate, sigma)) < 1
             low, high = torch.where(close, low, middle), torch.where(close, middle, high)
-        return _proximal_map(problem, torch.where(keep, most, low).exp(), iterations)(estimate, sigma)
+        return proximal_map(problem, torch.where(keep, most, low).exp(), iterations)(estimate, sigma)
 
     return proximal
+
+
+def splitting(
+    prior: Denoiser, problem: Problem, levels: Tensor, *, relaxation: float, trust: float, iterations: int | Tensor
+) -> Iterator[Tensor]:
+    """The image's iteration of the module's head, from the least squares of ten CG steps: z − u after every evaluation of D.
+
+    Args:
+        prior: D.
+        problem: of one batch dimension.
+        levels: σ, in the unit of the images.
+        relaxation: α.
+        trust, iterations: of P, see `proximal_denoiser`.
+    """
+    proximal = proximal_map(problem, trust, iterations)
+    x = z = cgls(problem.A, problem.y, max_iterations=10, weights=noise_weights(problem)[0])
+    u = torch.zeros_like(z)
+    for k, (sigma, following) in enumerate(itertools.zip_longest(levels, levels[1:], fillvalue=levels[-1])):
+        if k:
+            x = proximal(z - u, sigma)
+        relaxed = relaxation * x + (1 - relaxation) * z
+        z = posed(prior, k)(relaxed + u, sigma)
+        u = (u + relaxed - z) * (following / sigma) ** 2
+        yield z - u
 
 
 @dataclass(frozen=True, eq=False)
 class Proximal:
     """CG data consistency on the denoised estimate: an image in about 30 network evaluations, and draws around it.
 
-    The defaults of sigma_max, sigma_min, momentum and trust are what `scoreinv tune` found on two validation patients (23 views, 0.5 %
-    noise, 20 levels; benchmarks/results/tuned_proximal.json), rounded; they hold on others and without noise (benchmarks/few_view.py).
+    The defaults of sigma_max, sigma_min and relaxation are what `scoreinv tune` found on two validation patients (23 views, 0.5 % noise, 20
+    levels; benchmarks/results/tuned_proximal.json), rounded; they hold on others and without noise (benchmarks/few_view.py). The trust lies
+    between what suits few views (2 or more) and noisy data of many (1.5): benchmarks/trust.py.
 
     Attributes:
         prior: the denoiser D; its `scale` is the size of its own unit in the unit of the images.
-        samples: draws; 1 gives the image alone, without uncertainty.
+        samples: draws, whose mean is the image; 1 gives the image alone, without uncertainty.
         n_levels: evaluations for the image.
-        sigma_max: first noise level, in the prior's own unit; None takes 0.65 where A sees every pixel, 3 where it does not.
-            Lower ones are faster on most patients and fail on some (0.3: 33.1 dB where 0.65 has 35.2).
+        sigma_max: first noise level, in the prior's own unit; None takes 0.6 where A sees every pixel, 3 where it does not.
         sigma_min: last noise level.
-        momentum: m.
+        relaxation: α.
         trust: r / σ, see `proximal_denoiser`; looked at for noisy data only. 1 is exact for a Gaussian prior (the image is then
             the posterior mean); the shipped network's estimate is further off than its noise level says.
-        iterations: CG steps an evaluation.
+        iterations: CG steps an evaluation; None takes 20, and 10 for noise-free data, where nothing but stopping early keeps out what the
+            operator gets wrong (0.4 dB better for data of a finer grid, 0.1 dB worse for data of the operator itself).
         draw_levels: evaluations for each draw.
         draw_sigma: noise level that a draw starts from.
     """
@@ -117,62 +152,66 @@ class Proximal:
     samples: int = 4
     n_levels: int = 30
     sigma_max: float | None = None
-    sigma_min: float = 0.0075
-    momentum: float = 0.75
-    trust: float = 3.0
-    iterations: int = 10
+    sigma_min: float = 0.01
+    relaxation: float = 1.9
+    trust: float = 1.75
+    iterations: int | None = None
     draw_levels: int = 5
     draw_sigma: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.samples, self.n_levels, self.draw_levels, self.iterations) < 1:
+        steps = 1 if self.iterations is None else self.iterations
+        if min(self.samples, self.n_levels, self.draw_levels, steps) < 1:
             raise ValueError("Proximal: samples, n_levels, draw_levels and iterations must be at least 1")
         if not 0 < self.sigma_min < min(self.draw_sigma, self.sigma_max or self.draw_sigma):
             raise ValueError("Proximal: expected 0 < sigma_min < draw_sigma and sigma_min < sigma_max")
-        if not 0 <= self.momentum < 1 or self.trust <= 0:
+        if not 0 < self.relaxation < 2 or self.trust <= 0:
             raise ValueError(
-                f"Proximal: expected 0 <= momentum < 1 and trust > 0, got {self.momentum} and {self.trust}"
+                f"Proximal: expected 0 < relaxation < 2 and trust > 0, got {self.relaxation} and {self.trust}"
             )
 
     @torch.no_grad()
     def __call__(self, problem: Problem, rng: Generator) -> Tensor:
         """Reconstruct: (samples, *batch, *A.in_shape)."""
         flat = problem.flat()
-        image = last(track(self.images(flat), "image", self.n_levels))
+        image = self.image(flat)
         if self.samples == 1:
             return image.reshape(1, *problem.batch_shape, *problem.A.in_shape)
         rngs = member_streams(rng, self.samples, len(image))
         starts = image.repeat(self.samples, *(1,) * (image.ndim - 1))
         draws = last(track(self.draws(flat.repeated(self.samples), starts, rngs), "draws", self.draw_levels))
+        draws = draws.reshape(self.samples, *image.shape)
+        draws = draws + (image - draws.mean(0))
         return draws.reshape(self.samples, *problem.batch_shape, *problem.A.in_shape)
 
-    def images(self, problem: Problem) -> Iterator[Tensor]:
-        """The estimates of half-quadratic splitting, one an evaluation; no noise is added."""
-        proximal = _proximal_map(problem, self.trust, self.iterations)
-        weights, _ = noise_weights(problem)
-        x = cgls(problem.A, problem.y, max_iterations=self.iterations, weights=weights)
-        previous = None
-        first = self.sigma_max or (0.65 if sees_every_pixel(problem) else 3.0)
-        for k, sigma in enumerate(self._levels(self.n_levels, first, x), start=1):
-            if k == self.n_levels:
-                proximal = _last_map(problem, self.trust, self.iterations)
-            estimate = proximal(posed(self.prior, k - 1)(x, sigma), sigma)
-            x = estimate if previous is None else estimate + self.momentum * (estimate - previous)
-            previous = estimate
-            yield estimate
+    def image(self, problem: Problem) -> Tensor:
+        """The image alone, (batch, *A.in_shape), of a problem of one batch dimension; there is no randomness in it."""
+        first = self.sigma_max or (0.6 if sees_every_pixel(problem) else 3.0)
+        levels = self._levels(self.n_levels, first, problem.y)
+        steps = splitting(
+            self.prior, problem, levels, relaxation=self.relaxation, trust=self.trust, iterations=self._steps(problem)
+        )
+        pulled = last(track(steps, "image", self.n_levels))
+        return _last_map(problem, self.trust, self._steps(problem))(pulled, levels[-1])
 
     def draws(self, problem: Problem, x: Tensor, rngs: list[Generator]) -> Iterator[Tensor]:
         """The clean estimates on the way of ancestral steps from x + σ n, σ = draw_sigma, down to sigma_min."""
-        proximal = _proximal_map(problem, self.trust, self.iterations)
+        proximal = proximal_map(problem, self.trust, self._steps(problem))
         levels = self._levels(self.draw_levels, self.draw_sigma, x)
         x = x + levels[0] * normal(rngs, x)
         for k, (sigma, sigma_next) in enumerate(itertools.zip_longest(levels, levels[1:])):
             if sigma_next is None:
-                proximal = _last_map(problem, self.trust, self.iterations)
+                proximal = _last_map(problem, self.trust, self._steps(problem))
             estimate = proximal(posed(self.prior, k)(x, sigma), sigma)
             yield estimate
             if sigma_next is not None:
                 x = estimate + sigma_next * normal(rngs, x)
+
+    def _steps(self, problem: Problem) -> int | Tensor:
+        """CG steps of each member."""
+        if self.iterations is not None:
+            return self.iterations
+        return torch.where(noise_weights(problem)[1].flatten() > 0, 20, 10)
 
     def _levels(self, n: int, sigma_max: float, like_: Tensor) -> Tensor:
         """n positive levels in the unit of the images."""
