@@ -4,7 +4,8 @@ One middle slice of every validation patient (256 x 256), parallel beam, views s
 cells as wide as a pixel, data simulated with the operator that reconstructs ("linear" weights; noise-free data with that are an
 inverse crime, as in the published tables), noise-free and with Gaussian noise relative to the mean of the data. PSNR (range 1.0)
 and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU, of the mean of a method's samples. The rows of
-`proximal` with earlier priors are of half-quadratic splitting (no multipliers), with the settings of their time.
+`proximal` with earlier priors are of half-quadratic splitting (the default then, without multipliers), with the settings of their time; with
+21d4356cd3e5 that had 36.30 and 35.50 dB.
 
     SCOREINV_DATA=/data python benchmarks/few_view.py --out benchmarks/results
 

@@ -1,22 +1,22 @@
 """What `--fast`, `--best` and `--calibrated` stand for.
 
-Measured by benchmarks/presets.py with the prior df45c24d165d (benchmarks/results/presets.md): 23 parallel views, 0.5 % noise, 4 validation
-patients averaged to 128 x 128; ratio, coverage and chi^2 of a draw are 1, 90 % and 1 for draws from the posterior. The settings were chosen on
-the same patients, with the prior before.
+Measured by benchmarks/presets.py with the prior 21d4356cd3e5 (benchmarks/results/presets.md): 23 parallel views, 0.5 % noise, 4 validation
+patients averaged to 128 x 128; ratio, coverage and chi^2 of a draw are 1, 90 % and 1 for draws from the posterior. The settings of
+`calibrated` were chosen on the same patients, with an earlier prior.
 
                  evaluations    PSNR     ratio    coverage    chi^2 of a draw    CRPS
-    default      50             34.25    0.47     70 %        0.50               24.9 HU
-    fast         20             33.16 with the quick prior ct-256-fast (75e3370da8f0), which it takes; 34.38 with the default's
-    best         50             34.57
-    calibrated   240            32.90    0.98     92 %        1.04               26.6 HU
+    default      50             34.96    0.52     73 %        0.89               21.8 HU
+    fast         20             33.60 with the quick prior ct-256-fast (75e3370da8f0), which it takes
+    best         50             34.98
+    calibrated   240            32.94    0.98     92 %        1.05               26.4 HU
 
-At 256 x 256 (2 patients) the image alone has 32.1, 32.7, 33.0 and 33.2 dB after 15, 20, 30 and 50 evaluations; `fast` has 32.1 dB in 2.4 s, the
-default 33.1 dB in 13.8 s (one thread). `fast` and `best` give one image without uncertainty.
+At 256 x 256 the image alone has 33.1, 33.9, 34.2, 34.2 and 34.2 dB after 10, 15, 20, 30 and 50 evaluations.
+`fast` and `best` give one image without uncertainty.
 
 `calibrated` is DAPS with one evaluation a level and r² = σ² s² / (σ² + s²), whose draws of the data's part are exact.
 s = 0.1 is a compromise: the ratio is 0.70 on the patient with the noisiest truth and 1.1 on the others. With the prior before, on the first
 patient, MMPS had a ratio of 0.46 (30 levels, 3 CG steps), DDS 0.54, PnP-DM 1.59 with a chi^2 of 4.1 (75
-evaluations a draw). It is not free: its mean is 1.3 dB below the default's.
+evaluations a draw). It is not free: its mean is 2.0 dB below the default's.
 
 The settings are for gray images that the CT prior knows, whatever the operator: both methods know noise-free data, and `proximal` looks for
 pixels without data itself. The levels of `calibrated` for those (`unseen`) are the method's own first level, not measured.

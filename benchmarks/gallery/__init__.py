@@ -1,0 +1,1 @@
+"""The gallery: every generative system of the library, trained on small real data, with pictures and measured figures."""
