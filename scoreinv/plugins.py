@@ -50,7 +50,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "neumann": "scoreinv.baselines.learned_neumann:Neumann",
         "padis": "scoreinv.posterior.padis:PaDIS",
         "pigdm": "scoreinv.posterior.pigdm:PiGDM",
-        "pnp_admm": "scoreinv.baselines.pnp_admm:PnPADMM",
+        "pnp_admm": "scoreinv.posterior.pnp_admm:PnPADMM",
         "pnp_dm": "scoreinv.posterior.pnp_dm:PnPDM",
         "proximal": "scoreinv.posterior.proximal:Proximal",
         "red_diff": "scoreinv.posterior.red_diff:REDDiff",

@@ -170,10 +170,10 @@ def test_slices_have_streams_of_their_own(tmp_path: Path) -> None:
     slices = open_slices(write(tmp_path / "scan.h5", same))
     choice = METHODS["proximal"]
     list(reconstruct_volume(slices, tmp_path / "recon.h5", choice, seed=3))
-    found = images(tmp_path / "recon.h5")
-    assert not np.allclose(found[0], found[1], atol=1e-5) and not np.allclose(found[1], found[2], atol=1e-5)
-    whole = reconstruct(read_scan(tmp_path / "scan.h5"), choice, seed=3).mean.numpy()
-    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-4 * whole.max())
+    found = images(tmp_path / "recon.h5", "std")
+    assert not np.allclose(found[0], found[1], rtol=0.1) and not np.allclose(found[1], found[2], rtol=0.1)
+    whole = reconstruct(read_scan(tmp_path / "scan.h5"), choice, seed=3).std.numpy()
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-3 * whole.max())
 
 
 def test_first_skips_the_streams_before() -> None:
