@@ -20,8 +20,8 @@ arXiv:2305.08995, eq. 13.)
             of walks so short (by 0.5 dB at 23 views); as A is linear, they fit the data as well as before
 
 For a Gaussian prior D(·, σ) is the proximal map of −σ² ln p, so that with trust = 1 and σ held the image comes to rest at the posterior
-mean, whatever σ and α are. Without u (half-quadratic splitting) it does so for σ → 0 only, and the shipped prior needs 50 evaluations for what
-20 give with it.
+mean, whatever σ and α are. Without u (half-quadratic splitting) it does so for σ → 0 only, and with the shipped prior 50 evaluations of it are worse than 20 of
+this.
 
 Where trust > 1, the last step of both takes the largest r between σ and trust · σ with ‖(A P(D) − y) / σ_y‖² ≥ m, m the number of
 data, or else σ: following the data further is following their noise (the discrepancy principle, Morozov 1966).
