@@ -47,6 +47,7 @@ def reconstruction_picture(
     *,
     mean_hu: Tensor,
     std_hu: Tensor | None = None,
+    half_width_hu: Tensor | None = None,
     fbp_hu: Tensor | None = None,
     truth_hu: Tensor | None = None,
     support: Tensor | None = None,
@@ -62,6 +63,7 @@ def reconstruction_picture(
     Args:
         path: where to write it.
         mean_hu, std_hu, fbp_hu, truth_hu: (H, W) [HU].
+        half_width_hu: (H, W) [HU], mean ± this is a calibrated interval; shown in place of std_hu.
         support: (H, W), share of each neighbourhood that the data determine, 0 to 1 (`scoreinv.trust.support_map`).
         title: a line above.
         pixel_mm: side of a pixel, for the scale bar [mm].
@@ -70,7 +72,10 @@ def reconstruction_picture(
     Raises:
         ValueError: images differ in shape, or the window is empty.
     """
-    images = {"reconstruction": mean_hu, "uncertainty": std_hu, "fbp": fbp_hu, "truth": truth_hu, "support": support}
+    images = {
+        "reconstruction": mean_hu, "fbp": fbp_hu, "truth": truth_hu, "support": support,
+        "uncertainty": std_hu if half_width_hu is None else None, "half width": half_width_hu,
+    }  # fmt: skip
     pictures = {name: _two_dimensional(name, image) for name, image in images.items() if image is not None}
     if len({p.shape for p in pictures.values()}) > 1:
         shapes = ", ".join(f"{k} {v.shape}" for k, v in pictures.items())
@@ -207,11 +212,15 @@ def _panels(pictures: dict[str, np.ndarray], window: tuple[float, float]) -> lis
         panels.append(("FBP", pictures["fbp"], "gray", window, _score(pictures["fbp"], truth)))
     panels.append(("Reconstruction", mean, "gray", window, _score(mean, truth)))
     error = None if truth is None else mean - truth
-    limit = max(_round_up(float(np.percentile(np.abs(p), 99.5))) for p in (std, error, np.zeros(1)) if p is not None)
+    half_width = pictures.get("half width")
+    scaled = (std, half_width, error, np.zeros(1))
+    limit = max(_round_up(float(np.percentile(np.abs(p), 99.5))) for p in scaled if p is not None)
     if truth is not None:
         panels.append(("Truth", truth, "gray", window, ""))
     if std is not None:
         panels.append(("Uncertainty", std, "inferno", (0.0, limit), "1 standard deviation"))
+    if half_width is not None:
+        panels.append(("Uncertainty", half_width, "inferno", (0.0, limit), "± calibrated interval"))
     if error is not None:
         panels.append(("Error", error, "RdBu_r", (-limit, limit), f"RMSE {float(np.sqrt(np.mean(error**2))):.0f} HU"))
     if "support" in pictures:

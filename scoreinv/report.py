@@ -114,11 +114,12 @@ def draw(path: Path, r: Reconstruction) -> None:
         image = middle(image)
         return None if image is None else hu_from_mu(image, mu_water)
 
-    std = middle(r.std)
+    std, half_width = middle(r.std), middle(r.half_width)
     mean_hu = middle(r.mean_hu)
     assert mean_hu is not None
     reconstruction_picture(
-        path, mean_hu=mean_hu, std_hu=None if std is None else 1000 * std / mu_water, fbp_hu=hu(r.fbp), truth_hu=hu(r.truth),
+        path, mean_hu=mean_hu, std_hu=None if std is None else 1000 * std / mu_water,
+        half_width_hu=None if half_width is None else 1000 * half_width / mu_water, fbp_hu=hu(r.fbp), truth_hu=hu(r.truth),
         support=None if r.measured is None else middle(trust.support_map(r.measured, r.mean)),
         title=_title(r), pixel_mm=r.pixel_mm, window=_gray_window(mean_hu),
     )  # fmt: skip

@@ -72,6 +72,19 @@ def test_panels_show_error_and_scores() -> None:
     assert shown["Reconstruction"][4].startswith("36.")  # 30 of 2000 HU, less what the window clips
 
 
+def test_a_calibrated_interval_takes_the_place_of_the_standard_deviation(tmp_path: Path) -> None:
+    hu = slice_hu()
+    shown = {
+        p[0]: p
+        for p in pictures._panels({"reconstruction": hu.numpy(), "half width": hu.numpy() * 0 + 70}, (-1000, 1000))
+    }
+    assert shown["Uncertainty"][3:] == ((0.0, 100.0), "± calibrated interval")
+    files = [tmp_path / "std.png", tmp_path / "width.png"]
+    for path, more in zip(files, ({}, {"half_width_hu": 0 * hu + 70}), strict=True):
+        pictures.reconstruction_picture(path, mean_hu=hu, std_hu=0 * hu + 10, **more)
+    assert files[0].read_bytes() != files[1].read_bytes()
+
+
 def test_a_training_plot_reads_the_log_as_it_is_written(tmp_path: Path) -> None:
     rows = [
         {
