@@ -74,7 +74,7 @@ def reconstruction_picture(
     """
     images = {
         "reconstruction": mean_hu, "fbp": fbp_hu, "truth": truth_hu, "support": support,
-        "uncertainty": std_hu if half_width_hu is None else None, "half width": half_width_hu,
+        "uncertainty": std_hu, "half width": half_width_hu,
     }  # fmt: skip
     pictures = {name: _two_dimensional(name, image) for name, image in images.items() if image is not None}
     if len({p.shape for p in pictures.values()}) > 1:
@@ -206,21 +206,20 @@ Panel = tuple[str, np.ndarray, str, tuple[float, float], str]
 
 def _panels(pictures: dict[str, np.ndarray], window: tuple[float, float]) -> list[Panel]:
     """Gray panels first, side by side, then uncertainty and error on one scale, so that they can be compared."""
-    mean, std, truth = pictures["reconstruction"], pictures.get("uncertainty"), pictures.get("truth")
+    mean, truth = pictures["reconstruction"], pictures.get("truth")
+    spread, meaning = pictures.get("uncertainty"), "1 standard deviation"
+    if "half width" in pictures:
+        spread, meaning = pictures["half width"], "± calibrated interval"
     panels: list[Panel] = []
     if "fbp" in pictures:
         panels.append(("FBP", pictures["fbp"], "gray", window, _score(pictures["fbp"], truth)))
     panels.append(("Reconstruction", mean, "gray", window, _score(mean, truth)))
     error = None if truth is None else mean - truth
-    half_width = pictures.get("half width")
-    scaled = (std, half_width, error, np.zeros(1))
-    limit = max(_round_up(float(np.percentile(np.abs(p), 99.5))) for p in scaled if p is not None)
+    limit = max(_round_up(float(np.percentile(np.abs(p), 99.5))) for p in (spread, error, np.zeros(1)) if p is not None)
     if truth is not None:
         panels.append(("Truth", truth, "gray", window, ""))
-    if std is not None:
-        panels.append(("Uncertainty", std, "inferno", (0.0, limit), "1 standard deviation"))
-    if half_width is not None:
-        panels.append(("Uncertainty", half_width, "inferno", (0.0, limit), "± calibrated interval"))
+    if spread is not None:
+        panels.append(("Uncertainty", spread, "inferno", (0.0, limit), meaning))
     if error is not None:
         panels.append(("Error", error, "RdBu_r", (-limit, limit), f"RMSE {float(np.sqrt(np.mean(error**2))):.0f} HU"))
     if "support" in pictures:

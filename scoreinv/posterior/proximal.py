@@ -20,8 +20,8 @@ arXiv:2305.08995, eq. 13.)
             of walks so short (by 0.5 dB at 23 views); as A is linear, they fit the data as well as before
 
 For a Gaussian prior D(·, σ) is the proximal map of −σ² ln p, so that with trust = 1 and σ held the image comes to rest at the posterior
-mean, whatever σ and α are. Without u (half-quadratic splitting) it does so for σ → 0 only, and with the shipped prior 50 evaluations of it are worse than 20 of
-this.
+mean, whatever σ and α are. Without u (half-quadratic splitting) it does so for σ → 0 only, and with the shipped prior 50 evaluations of it
+are worse than 20 of this.
 
 Where trust > 1, the last step of both takes the largest r between σ and trust · σ with ‖(A P(D) − y) / σ_y‖² ≥ m, m the number of
 data, or else σ: following the data further is following their noise (the discrepancy principle, Morozov 1966).
@@ -188,26 +188,28 @@ class Proximal:
         """The image alone, (batch, *A.in_shape), of a problem of one batch dimension; there is no randomness in it."""
         first = self.sigma_max or (0.6 if sees_every_pixel(problem) else 3.0)
         levels = self._levels(self.n_levels, first, problem.y)
+        iterations = self._iterations(problem)
         steps = splitting(
-            self.prior, problem, levels, relaxation=self.relaxation, trust=self.trust, iterations=self._steps(problem)
+            self.prior, problem, levels, relaxation=self.relaxation, trust=self.trust, iterations=iterations
         )
         pulled = last(track(steps, "image", self.n_levels))
-        return _last_map(problem, self.trust, self._steps(problem))(pulled, levels[-1])
+        return _last_map(problem, self.trust, iterations)(pulled, levels[-1])
 
     def draws(self, problem: Problem, x: Tensor, rngs: list[Generator]) -> Iterator[Tensor]:
         """The clean estimates on the way of ancestral steps from x + σ n, σ = draw_sigma, down to sigma_min."""
-        proximal = proximal_map(problem, self.trust, self._steps(problem))
+        iterations = self._iterations(problem)
+        proximal = proximal_map(problem, self.trust, iterations)
         levels = self._levels(self.draw_levels, self.draw_sigma, x)
         x = x + levels[0] * normal(rngs, x)
         for k, (sigma, sigma_next) in enumerate(itertools.zip_longest(levels, levels[1:])):
             if sigma_next is None:
-                proximal = _last_map(problem, self.trust, self._steps(problem))
+                proximal = _last_map(problem, self.trust, iterations)
             estimate = proximal(posed(self.prior, k)(x, sigma), sigma)
             yield estimate
             if sigma_next is not None:
                 x = estimate + sigma_next * normal(rngs, x)
 
-    def _steps(self, problem: Problem) -> int | Tensor:
+    def _iterations(self, problem: Problem) -> int | Tensor:
         """CG steps of each member."""
         if self.iterations is not None:
             return self.iterations
