@@ -4,6 +4,8 @@
     colourise    of each pixel the luminance is known: draws of colours, of exactly that luminance
     stroke       nothing is known: images of the prior that are like a painted guide (`sampling.sdedit`)
 
+All of them may be asked for a class, which turns the prior (`sampling.guided.towards_class`).
+
 The first two are inverse problems without noise, A = Masking and A = Grayscale, for any posterior method; what is known is put in exactly
 at the end, x ← x + A⁺ (y − A x), whatever the method left of it. Methods that replace pixels colourise in the orthonormal
 coordinates of `operators.grayscale.ColourTransform`, of which the first is known.
@@ -32,6 +34,7 @@ from scoreinv.priors.colour import Rotated
 from scoreinv.priors.denoiser import Counted, Denoiser
 from scoreinv.priors.picture_prior import PicturePrior, picture_prior
 from scoreinv.problem import Method, Problem
+from scoreinv.sampling.guided import towards_class
 from scoreinv.sampling.sdedit import sdedit
 
 DEFAULT = "repaint"
@@ -264,6 +267,7 @@ def edit_image(
     seed: int = 0,
     picture: Path | None = None,
     device: str = "cpu",
+    of_class: Mapping[str, Any] | None = None,
 ) -> str:
     """Edit an image on disk.
 
@@ -281,6 +285,7 @@ def edit_image(
         seed: of everything random.
         picture: PNG to write, for people.
         device: where to compute.
+        of_class: arguments of `sampling.guided.towards_class`, c among them, for images of a class; None for any.
 
     Returns:
         What was done, in a line.
@@ -295,7 +300,8 @@ def edit_image(
     unknown = read_mask(mask, shape) if mask is not None else None if box is None else box_mask(shape, box)
     if known.channels == 1 and canvas.pixel_mm is not None:
         known = picture_prior(prior, pixel_mm=canvas.pixel_mm, device=device)
-    counted = Counted(known.denoiser)
+    denoiser = known.denoiser if of_class is None else towards_class(known.denoiser, **of_class, device=device)
+    counted = Counted(denoiser)
     job = Job(counted, canvas, unknown, method, settings or {}, device, Generator().manual_seed(seed))
     started = time.perf_counter()
     with torch.no_grad():
@@ -308,6 +314,7 @@ def edit_image(
         values = torch.where(unknown, values, made.values)  # without the rounding of the change of unit
     record = {
         "task": task, "method": method or (DEFAULT if task != "stroke" else "sdedit"), **configure.settings_of(how), "image": image.name,
+        "class": None if of_class is None else {k: str(v) if isinstance(v, Path) else v for k, v in of_class.items()},
         "unknown_pixels": None if unknown is None else int(unknown.sum()), "prior": known.identity, "seconds": seconds,
         "network_evaluations_per_image": counted.n_evaluations / len(draws), "device": device,
     }  # fmt: skip

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scoreinv.contact_sheet import contact_sheet
 from scoreinv.files.images import read_image_set
+from scoreinv.priors.denoiser import Denoiser
 from scoreinv.priors.memorisation import nearest
 from scoreinv.priors.shipped import image_prior
+from scoreinv.sampling.guided import towards_class
 from scoreinv.sampling.unconditional import generate
 
 
@@ -26,6 +29,7 @@ def sample_prior(
     validation: Sequence[Path] = (),
     seed: int = 0,
     device: str = "cpu",
+    of_class: Mapping[str, Any] | None = None,
 ) -> str:
     """Draw images from a prior into a contact sheet, and look for each among the training images.
 
@@ -39,11 +43,14 @@ def sample_prior(
         validation: images of other patients, whose distances to the training images say what is usual.
         seed: of everything random.
         device: where to compute.
+        of_class: arguments of `sampling.guided.towards_class`, c among them, for images of a class; None for any.
 
     Returns:
         A line that says how near samples and validation slices are to the training images.
     """
-    drawn_from = image_prior(prior, pixel_mm=pixel_mm, device=device)
+    drawn_from: Denoiser = image_prior(prior, pixel_mm=pixel_mm, device=device)
+    if of_class is not None:
+        drawn_from = towards_class(drawn_from, **of_class, device=device)
     samples = generate(drawn_from, (side, side), n, torch.Generator().manual_seed(seed)).cpu()
     images = [1000 * u for u in samples]
     if not training:

@@ -28,7 +28,10 @@ from scoreinv.posterior.imputation import Imputation
 from scoreinv.posterior.mmps import MMPS
 from scoreinv.posterior.repaint import RePaint
 from scoreinv.priors.checkpoint import save_prior
+from scoreinv.priors.classifier import Classifier, ClassifierConfig, save_classifier
 from scoreinv.priors.colour import CHANNELS, Padded, Rotated, gaussian_colours
+from scoreinv.priors.conditional import ConditionalConfig, ConditionalDenoiser, save_conditional
+from scoreinv.priors.conditional_training import ClassifierRun, ConditionalTraining, labelled
 from scoreinv.priors.denoiser import Rescaled
 from scoreinv.priors.exact import GaussianPrior
 from scoreinv.priors.network import EDMDenoiser, UNetConfig
@@ -490,6 +493,91 @@ def test_other_readers(tmp_path: Path) -> None:
     )
 
 
+# towards a class
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A classifier that says dark (0) or bright (1), and untrained networks that could be told two classes, or none."""
+    folder = tmp_path_factory.mktemp("classes")
+    network = UNetConfig(**{**NETWORK.to_dict(), "channels": 1})
+    save_classifier(_trained_classifier(network), folder / "brightness.safetensors", {"description": "dark or bright"})
+    for name, channels in (("class-gray", 1), ("class-colour", 3)):
+        config = UNetConfig(**{**NETWORK.to_dict(), "channels": channels})
+        model = ConditionalDenoiser(ConditionalConfig(config, n_classes=2))
+        save_conditional(model, folder / f"{name}.safetensors", {"description": "exact: independent numbers"})
+    nothing = ConditionalDenoiser(ConditionalConfig(network, image_channels=1))
+    save_conditional(nothing, folder / "no-classes.safetensors", {"description": "told an image"})
+    return {p.stem: str(p) for p in folder.glob("*.safetensors")}
+
+
+def _trained_classifier(network: UNetConfig) -> Classifier:
+    """Of constant images -0.5 and 0.5 under noise: an easy task, a few steps are enough."""
+    images = torch.cat([torch.full((8, 1, 8, 8), -0.5), torch.full((8, 1, 8, 8), 0.5)])
+    labels = torch.arange(16) // 8
+    config = ConditionalTraining(steps=60, batch_size=16, lr=3e-3, warmup=5, ema=(0.9,), p_mean=-0.7, p_std=1.0)
+    run = ClassifierRun(ClassifierConfig(network, 2), config, labelled(images, labels))
+    for _ in range(config.steps):
+        run.advance()
+    return run.averages[0]
+
+
+def brightness(path: Path, where: np.ndarray | None = None) -> float:
+    values = np.load(path).astype(float)
+    return float(values.mean() if where is None else values[..., where].mean())
+
+
+@pytest.mark.parametrize("task", ["stroke", "inpaint"])
+def test_a_classifier_turns_the_prior(
+    tmp_path: Path, priors: dict[str, str], classes: dict[str, str], task: str
+) -> None:
+    """Towards dark or bright, more so when asked for more, and not at all with strength 0; known pixels stay."""
+    np.save(tmp_path / "x.npy", np.zeros((9, 11), np.int16))
+    options = ["--prior", priors["gray"], *(BOX if task == "inpaint" else ["--strength", "2"])]
+    of = ["--classifier", classes["brightness"], "--class"]
+    where = HOLE if task == "inpaint" else None
+
+    def run(name: str, *more: str) -> float:
+        return brightness(edit(task, tmp_path / "x.npy", tmp_path / name, *options, *more), where)
+
+    plain = run("plain.npy")
+    assert run("off.npy", *of, "1", "--class-strength", "0") == plain
+    dark, bright, brighter = (
+        run("0.npy", *of, "0"),
+        run("1.npy", *of, "1"),
+        run("2.npy", *of, "1", "--class-strength", "4"),
+    )
+    assert dark < plain < bright < brighter
+    if task == "inpaint":
+        assert (np.load(tmp_path / "2.npy")[..., ~HOLE] == 0).all()
+
+
+def test_a_prior_of_classes_needs_no_classifier(tmp_path: Path, classes: dict[str, str]) -> None:
+    """Told a class or none; in colour too. Untrained, the class changes nothing, which the file's record says."""
+    np.save(tmp_path / "x.npy", np.zeros((9, 11), np.int16))
+    _save(noise_picture((9, 11, 3)))(tmp_path / "x.png")
+    for image, name in (("x.npy", "class-gray"), ("x.png", "class-colour")):
+        out = tmp_path / f"{name}.h5"
+        edit("inpaint", tmp_path / image, out, *BOX, "--prior", classes[name], "--class", "1", "--class-strength", "2")
+        record = (
+            read_reconstruction(out).settings if name == "class-gray" else {"class": {"c": 1}, "prior": {"name": name}}
+        )
+        assert record["class"]["c"] == 1 and record["prior"]["name"] == name
+    edit("inpaint", tmp_path / "x.npy", tmp_path / "none.npy", *BOX, "--prior", classes["class-gray"])
+
+
+def test_samples_of_a_class(tmp_path: Path, priors: dict[str, str], classes: dict[str, str]) -> None:
+    def sheet(name: str, *options: str) -> float:
+        command = ["sample", "--out", str(tmp_path / name), "--side", "16", "--samples", "2", "--quiet", *options]
+        assert main(command) == 0
+        return float(np.asarray(Image.open(tmp_path / name).convert("L")).mean())
+
+    of = ["--prior", priors["gray"], "--classifier", classes["brightness"], "--class-strength", "4", "--class"]
+    assert sheet("dark.png", *of, "0") < sheet("bright.png", *of, "1")
+    told = ["--prior", classes["class-gray"], "--class", "1"]
+    assert sheet("told.png", *told) == sheet("again.png", *told)
+
+
 # what bad input is told
 
 
@@ -538,6 +626,27 @@ BAD: dict[str, tuple[list[str], str]] = {
     "several slices": (["inpaint", "volume.npy", *BOX], "choose one with --slice"),
     "no such image": (["inpaint", "nothing.png", *BOX], "no such file"),
     "device": (["inpaint", "gray.png", *BOX, "--device", "gpu"], "--device"),
+    "class of a prior that knows none": (
+        ["inpaint", "gray.png", *BOX, "--class", "0"],
+        "expected a prior that knows classes",
+    ),
+    "class that there is not": (["stroke", "gray.png", "--class", "2", "--prior", "class-gray"], "class"),
+    "class that the classifier has not": (
+        ["stroke", "gray.png", "--class", "2", "--classifier", "brightness"],
+        "class",
+    ),
+    "classifier without a class": (["stroke", "gray.png", "--classifier", "brightness"], "--classifier needs a class"),
+    "strength without a class": (["stroke", "gray.png", "--class-strength", "2"], "--class-strength needs a class"),
+    "negative strength": (
+        ["stroke", "gray.png", "--class", "0", "--class-strength", "-1", "--prior", "class-gray"],
+        "of at least 0",
+    ),
+    "prior for a classifier": (["stroke", "gray.png", "--class", "0", "--classifier", "gray"], "expected format"),
+    "network told images": (["stroke", "gray.png", "--prior", "no-classes"], "was made without classes"),
+    "classifier of gray images for colour": (
+        ["stroke", "rgb.png", "--prior", "colour", "--class", "0", "--classifier", "brightness"],
+        "is for images of 1 channel",
+    ),
 }
 
 
@@ -545,6 +654,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 def test_bad_input(
     tmp_path: Path,
     priors: dict[str, str],
+    classes: dict[str, str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     case: str,
@@ -560,7 +670,7 @@ def test_bad_input(
     np.save(tmp_path / "hu.npy", noise_picture((9, 11), np.int16))
     np.save(tmp_path / "volume.npy", noise_picture((3, 9, 11), np.int16))
     arguments, words = BAD[case]
-    arguments = [priors.get(a, a) for a in arguments]
+    arguments = [(priors | classes).get(a, a) for a in arguments]
     for option, value in (("--prior", priors["gray"]), ("--out", "out.png")):
         if option not in arguments:
             arguments += [option, value]
@@ -575,7 +685,10 @@ def test_bad_input(
 DOCS = (Path(__file__).parents[1] / "docs" / "editing.md").read_text(encoding="utf-8")
 
 
-def test_the_page_on_editing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_on_editing_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for code in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL):
         exec(compile(code, "editing.md", "exec"), {})  # noqa: S102 (our own page)
     assert "torch.Size([2, 3, 8, 8])" in capsys.readouterr().out

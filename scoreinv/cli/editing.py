@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.options import add_prior, check_device
+from scoreinv.cli.options import add_class, add_prior, check_device, class_options
 
 
 def add_edit(commands: Any) -> argparse.ArgumentParser:
@@ -44,6 +44,7 @@ def add_edit(commands: Any) -> argparse.ArgumentParser:
         help="inpaint, colourise: imputation, or a posterior method of `scoreinv list` (repaint)",
     )
     add_prior(p)
+    add_class(p)
     p.add_argument("--samples", type=int, default=1, metavar="M", help="how many images (%(default)s)")
     p.add_argument(
         "--slice", type=int, metavar="K", help="of a series or volume: this slice; negative counts from the end"
@@ -89,7 +90,7 @@ def _edit(a: argparse.Namespace) -> None:
     print(
         edit_image(
             a.task, a.image, a.out, mask=a.mask, box=a.box, prior=a.prior, method=a.method, settings=settings, index=a.slice,
-            pixel_mm=a.pixel_mm, seed=a.seed, picture=a.picture, device=a.device,
+            pixel_mm=a.pixel_mm, seed=a.seed, picture=a.picture, device=a.device, of_class=class_options(a),
         )
     )  # fmt: skip
     if a.picture is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,41 @@ def add_prior(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--prior", metavar="NAME", help="a shipped prior (see `scoreinv list`) or a .safetensors file (ct-256)"
     )
+
+
+def add_class(p: argparse.ArgumentParser) -> None:
+    """What turns a prior towards a class."""
+    p.add_argument(
+        "--class", dest="of_class", type=int, metavar="C", help="images of this class, from 0: by --classifier, or by a prior that was "
+        "trained with classes",
+    )  # fmt: skip
+    p.add_argument(
+        "--classifier",
+        type=Path,
+        metavar="FILE",
+        help="classifier of noisy images (.safetensors), for a prior without classes",
+    )
+    p.add_argument(
+        "--class-strength",
+        type=float,
+        metavar="S",
+        help="1 is the class as it is, more exaggerates it, 0 leaves it out (1)",
+    )
+
+
+def class_options(a: argparse.Namespace) -> dict[str, Any] | None:
+    """Arguments of `sampling.guided.towards_class` but for the prior and the device; None where no class is asked for.
+
+    Raises:
+        ValueError: one of its options stands without --class.
+    """
+    for option, value in (("--classifier", a.classifier), ("--class-strength", a.class_strength)):
+        if a.of_class is None and value is not None:
+            raise ValueError(f"{option} needs a class: give --class C, a whole number from 0")
+    if a.of_class is None:
+        return None
+    strength = {} if a.class_strength is None else {"strength": a.class_strength}
+    return {"c": a.of_class, "classifier": a.classifier, **strength}
 
 
 def add_training_run(p: argparse.ArgumentParser, steps: int) -> None:

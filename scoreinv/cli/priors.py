@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.options import add_prior, add_training_run, check_device
+from scoreinv.cli.options import add_class, add_prior, add_training_run, check_device, class_options
 
 
 def add_train(commands: Any) -> argparse.ArgumentParser:
@@ -82,6 +82,7 @@ def add_sample(commands: Any) -> argparse.ArgumentParser:
     )
     p.add_argument("--out", type=Path, required=True, metavar="SHEET.png", help="picture to write")
     add_prior(p)
+    add_class(p)
     p.add_argument("--samples", type=int, default=8, metavar="N", help="how many (%(default)s)")
     p.add_argument("--side", type=int, default=256, metavar="PIXELS", help="of an image (%(default)s)")
     p.add_argument("--pixel-mm", type=float, help="side of a pixel [mm] to draw images for")
@@ -102,7 +103,7 @@ def _sample(a: argparse.Namespace) -> None:
     print(
         sample_prior(
             a.out, prior=a.prior, n=a.samples, side=a.side, pixel_mm=a.pixel_mm, training=a.training,
-            validation=a.validation, seed=a.seed, device=a.device,
+            validation=a.validation, seed=a.seed, device=a.device, of_class=class_options(a),
         )
     )  # fmt: skip
 

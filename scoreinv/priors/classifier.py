@@ -85,8 +85,11 @@ class Classifier(nn.Module):
         network = self.config.network
         if x.ndim not in (3, 4):
             raise ValueError(f"Classifier: expected images (batch, H, W) or (batch, C, H, W), got {tuple(x.shape)}")
+        channels = 1 if x.ndim == 3 else x.shape[1]
+        if channels != network.channels:
+            raise ValueError(f"Classifier: is for images of {network.channels} channel(s), got {tuple(x.shape)}")
         images = pad_to_multiple(x.float(), network.multiple)
-        images = images.reshape(len(x), -1, *images.shape[-2:])
+        images = images.reshape(len(x), channels, *images.shape[-2:])
         level = torch.as_tensor(sigma).to(images).reshape(-1).expand(len(x))
         norm = (level**2 + network.sigma_data**2).sqrt()[:, None, None, None]
         e = self.embed(level.clamp(min=1e-6).log() / 4, torch.full_like(level, math.nan))

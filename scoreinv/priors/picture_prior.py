@@ -8,9 +8,10 @@ from pathlib import Path
 
 from scoreinv.priors.adapters.diffusers import load_diffusers
 from scoreinv.priors.checkpoint import checksum
+from scoreinv.priors.classes import knows_classes, load_class_prior
 from scoreinv.priors.colour import Padded
 from scoreinv.priors.denoiser import Denoiser, NetworkPrior
-from scoreinv.priors.shipped import identity, load_network
+from scoreinv.priors.shipped import identity, load_network, prior_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,8 @@ def picture_prior(
     """The prior of that name.
 
     Args:
-        path: a shipped prior's name, a .safetensors file of ours with one channel or three, or the folder of a pipeline of diffusers
-            with `unet/` and `scheduler/` (nothing is fetched); by default the shipped CT prior.
+        path: a shipped prior's name, a .safetensors file of ours with one channel or three (trained with classes or without), or the folder
+            of a pipeline of diffusers with `unet/` and `scheduler/` (nothing is fetched); by default the shipped CT prior.
         pixel_mm: side of a pixel [mm], for priors of CT; None where it is unknown.
         device: where the weights go.
 
@@ -45,6 +46,10 @@ def picture_prior(
     """
     if path is not None and Path(path).is_dir():
         return _of_diffusers(Path(path), device)
+    found = prior_path(path)
+    if knows_classes(found):
+        prior = load_class_prior(found, pixel_mm=pixel_mm, device=device)[0]
+        return PicturePrior(prior, _checked(found.stem, prior.model.config.network.channels), identity(path))
     network, known = load_network(path, device), identity(path)
     channels = _checked(known["name"], network.config.channels)
     if channels == 1:

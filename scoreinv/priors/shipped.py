@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from scoreinv.priors.checkpoint import load_prior
+from scoreinv.priors.classes import ClassPrior, knows_classes, load_class_prior
 from scoreinv.priors.denoiser import NetworkPrior, Rescaled
 from scoreinv.priors.latent import LatentPrior, is_latent, load_latent_prior
 from scoreinv.priors.network import EDMDenoiser
@@ -58,16 +59,24 @@ def load_network(path: str | Path | None = None, device: str = "cpu") -> EDMDeno
 
 
 @functools.lru_cache(maxsize=4)
+def _loaded_classes(path: Path, pixel_mm: float | None, device: str) -> tuple[ClassPrior, dict[str, Any]]:
+    return load_class_prior(path, pixel_mm=pixel_mm, device=device)
+
+
+@functools.lru_cache(maxsize=4)
 def _loaded_latent(path: Path, pixel_mm: float | None, device: str) -> tuple[LatentPrior, dict[str, Any]]:
     return load_latent_prior(path, pixel_mm=pixel_mm, device=device)
 
 
 def image_prior(
     path: str | Path | None = None, *, pixel_mm: float | None = None, device: str = "cpu"
-) -> NetworkPrior | LatentPrior:
-    """A prior of CT images in u = HU / 1000, or of their latents, as its card says; arguments as for `ct_prior`."""
-    if is_latent(prior_path(path)):
-        return _loaded_latent(prior_path(path), pixel_mm, device)[0]
+) -> NetworkPrior | LatentPrior | ClassPrior:
+    """A prior of CT images in u = HU / 1000, of their latents, or one that knows classes, as its card says; arguments as for `ct_prior`."""
+    found = prior_path(path)
+    if is_latent(found):
+        return _loaded_latent(found, pixel_mm, device)[0]
+    if knows_classes(found):
+        return _loaded_classes(found, pixel_mm, device)[0]
     return NetworkPrior(load_network(path, device), pixel_mm)
 
 
@@ -96,7 +105,12 @@ def ct_prior(
 def prior_card(path: str | Path | None = None) -> dict[str, Any]:
     """What is known about a prior (see `priors.checkpoint.save_prior`), and its `name`."""
     found = prior_path(path)
-    card = _loaded_latent(found, None, "cpu")[1] if is_latent(found) else _loaded(found, "cpu")[1]
+    if is_latent(found):
+        card = _loaded_latent(found, None, "cpu")[1]
+    elif knows_classes(found):
+        card = _loaded_classes(found, None, "cpu")[1]
+    else:
+        card = _loaded(found, "cpu")[1]
     return {"name": found.stem, **card}
 
 

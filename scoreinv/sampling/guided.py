@@ -29,13 +29,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from scoreinv.priors.classes import Class, class_conditional, class_tensor, of_batch
-from scoreinv.priors.classifier import Classify
+from scoreinv.priors.classifier import Classify, load_classifier
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.sampling.ddpm import large, small, with_learned_variance
 from scoreinv.streams import normal
@@ -167,3 +168,28 @@ class ClassifierFree:
     @property
     def scale(self) -> float:
         return scale_of(self.prior)
+
+
+def towards_class(
+    prior: Denoiser, c: int, *, classifier: str | Path | None = None, strength: float = 1.0, device: str = "cpu"
+) -> Denoiser:
+    """A prior turned towards a class, for any sampler or posterior method: D̃ of eq. (3), or D_w of eq. (4) without a classifier.
+
+    Args:
+        prior: D; without a classifier it must know classes itself.
+        c: the class, from 0.
+        classifier: file of `save_classifier`, trained on images in the unit of the prior's.
+        strength: s, or w.
+        device: where the classifier goes.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_classifier`; there is no such class, the prior knows no classes, or the strength is
+            negative or not finite.
+    """
+    if not 0 <= strength < float("inf"):
+        raise ValueError(f"towards_class: expected a strength of at least 0, got {strength:g}")
+    if classifier is None:
+        return ClassifierFree(prior, c, strength)
+    network = load_classifier(classifier)[0].to(device)
+    class_tensor(c, network.config.n_classes, f"classifier {Path(classifier).name}")
+    return ClassifierGuided(prior, ClassGradient(network, c), strength)
