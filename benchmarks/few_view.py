@@ -65,7 +65,7 @@ def main() -> None:
     seen = {(r["patient"], float(r["relative_noise"]), r["method"], r["weights"]) for r in done}
     checksum = identity(a.prior)["sha256"][:12]
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not done:
             writer.writeheader()
         for method in a.methods:

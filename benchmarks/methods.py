@@ -93,7 +93,7 @@ def main() -> None:
     todo = {job.key: job for job in jobs(a, weights)}
     chosen = announced([job for key, job in todo.items() if key not in seen], costs, a.longest)
     with path.open("a", newline="") as file, quiet():
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not done:
             writer.writeheader()
         for job in chosen:

@@ -81,10 +81,10 @@ def trusting(trust: float) -> Candidate:
     return Candidate(f"trust {trust:g}", "proximal", {"samples": 8, "trust": trust})
 
 
-def daps(levels: int, prior_std: float, first: float) -> Candidate:
-    """DAPS with one evaluation a level and the width of D's error."""
-    settings = {"n_levels": levels, "ode_steps": 1, "prior_std": prior_std, "sigma_max": first, "iterations": 20}
-    return Candidate(f"DAPS, {levels} levels from {first:g}, s {prior_std:g}", "daps", {"samples": 8, **settings})
+def drawing(levels: int, first: float) -> Candidate:
+    """Draws of `proximal` around the same image."""
+    settings = {"samples": 8, "draw_levels": levels, "draw_sigma": first}
+    return Candidate(f"proximal, draws of {levels} levels from {first:g}", "proximal", settings)
 
 
 GROUPS: dict[str, list[Candidate]] = {
@@ -98,17 +98,10 @@ GROUPS: dict[str, list[Candidate]] = {
     ],
     "trust": [trusting(t) for t in (1.0, 1.5, 2.0, 3.0)],
     "calibrated": [
-        Candidate("proximal", "proximal", {"samples": 8}),
-        Candidate("proximal, trust 1.5", "proximal", {"samples": 8, "trust": 1.5}),
-        daps(30, 0.18, 3.0),
-        daps(30, 0.18, 1.0),
-        daps(30, 0.15, 0.5),
-        daps(50, 0.15, 0.5),
-        Candidate("DDS", "dds", {"samples": 8, "n_levels": 30}),
-        Candidate("MMPS, 30 levels, 3 CG", "mmps", {"samples": 8, "n_levels": 30, "iterations": 3, "sigma_max": 3.0}),
+        *(drawing(levels, first) for levels, first in ((5, 0.3), (8, 0.6), (20, 0.6))),
         Candidate(
-            "PnP-DM", "pnp_dm",
-            {"samples": 8, "n_sweeps": 25, "prior_steps": 3, "rho_max": 1.0, "rho_min": 0.02, "decay": 0.85, "iterations": 30},
+            "DAPS", "daps",
+            {"samples": 8, "n_levels": 30, "ode_steps": 1, "prior_std": 0.1, "sigma_max": 0.5, "iterations": 20},
         ),
     ],
 }  # fmt: skip

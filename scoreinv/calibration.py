@@ -2,9 +2,11 @@
 
 For an image with mean m and standard deviation s of its draws, pixel by pixel, the interval is
 
-    m ± q √(s² + s₀²)                                                                                             (1)
+    m ± q √(G s² + s₀²)                                                                                           (1)
 
-with s₀ a few HU, so that pixels on which all draws agree still have a width. With R_i(q) the share of the tissue of patient i (pixels
+with s₀ a few HU, so that pixels on which all draws agree still have a width, and G the mean over neighbours by a Gaussian of one pixel,
+since the variance of a few draws is uncertain itself: for four draws of the default that makes intervals narrower by a quarter (23 views,
+0.5 % noise, seven patients: 90 instead of 118 HU on average). With R_i(q) the share of the tissue of patient i (pixels
 above -900 HU in m) that lies outside, q is the smallest number for which
 
     (Σ_i R_i(q) + 1) / (n + 1) <= 1 − level                                                                       (2)
@@ -25,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from scoreinv import configure
 from scoreinv.files.atomic import replacing
 
-FLOOR_HU = 5.0
+FLOOR_HU = 10.0
+POOLED_PIXELS = 1.0
 TISSUE_HU = -900.0
 SIMILAR = 1.5
 """Ratio of numbers of views, and of noise levels, up to which scans count as alike."""
@@ -87,6 +91,7 @@ class Calibration:
         level: of the interval.
         factor: q.
         floor_hu: s₀ [HU].
+        pooled_pixels: standard deviation of G [pixels]; 0 for none, as in files that do not say.
         patients: how many.
         coverage_before: share of the tissue inside m ± z s with z of the normal law: what the draws claim by themselves.
         coverage_after: mean share inside eq. (1), each patient with the q of the others.
@@ -101,11 +106,18 @@ class Calibration:
     coverage_before: float
     coverage_after: float
     coverage_least: float
+    pooled_pixels: float = 0.0
 
     def half_width(self, std: Tensor, mu_water_per_mm: float) -> Tensor:
-        """Half the width of the interval, in the unit of std [1/mm]."""
-        floor = self.floor_hu / 1000 * mu_water_per_mm
-        return self.factor * (std**2 + floor**2).sqrt()
+        """Half the width of the interval of images (*batch, H, W), in the unit of std [1/mm]."""
+        return self.factor * spread(std, self.floor_hu / 1000 * mu_water_per_mm, self.pooled_pixels)
+
+
+def spread(std: Tensor, floor: float, pooled_pixels: float) -> Tensor:
+    """√(G s² + s₀²) of eq. (1) for std s (*batch, H, W)."""
+    over = [0.0] * (std.ndim - 2) + [pooled_pixels] * 2
+    variance = torch.from_numpy(gaussian_filter((std**2).cpu().numpy(), over)).to(std)
+    return (variance + floor**2).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +129,9 @@ class Case:
     truth: Tensor
 
     def scores(self) -> Tensor:
-        """|error| / √(s² + s₀²) of the tissue, sorted: q covers those below it."""
+        """|error| / √(G s² + s₀²) of the tissue, sorted: q covers those below it."""
         tissue = self.mean > TISSUE_HU
-        score = (self.mean - self.truth).abs() / (self.std**2 + FLOOR_HU**2).sqrt()
+        score = (self.mean - self.truth).abs() / spread(self.std, FLOOR_HU, POOLED_PIXELS)
         return score[tissue].sort().values
 
 
@@ -163,7 +175,7 @@ def calibrated(cases: Sequence[Case], conditions: Conditions, level: float) -> C
         after.append(float((own <= q).double().mean()))
     return Calibration(
         conditions, level, conformal_factor(scores, level), FLOOR_HU, len(cases),
-        sum(before) / len(before), sum(after) / len(after), min(after),
+        sum(before) / len(before), sum(after) / len(after), min(after), POOLED_PIXELS,
     )  # fmt: skip
 
 

@@ -28,9 +28,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from scoreinv.posterior.proximal import sees_every_pixel
 from scoreinv.priors.shipped import shipped
-from scoreinv.problem import Problem
 
 
 class Preset(NamedTuple):
@@ -39,18 +37,12 @@ class Preset(NamedTuple):
     Attributes:
         method: registered name.
         settings: of its constructor.
-        unseen: what takes their place where some pixels leave no trace in the data.
         prior: name of a shipped prior that it takes where there is one; else the default prior.
     """
 
     method: str
     settings: Mapping[str, Any]
-    unseen: Mapping[str, Any] = MappingProxyType({})
     prior: str | None = None
-
-    def settings_for(self, problem: Problem) -> dict[str, Any]:
-        """The settings for a problem: a walk from a low level is too short for pixels that start from nothing."""
-        return dict(self.settings) | ({} if sees_every_pixel(problem) else dict(self.unseen))
 
     def prior_name(self) -> str | None:
         """Its own prior if that is shipped, None for the default one."""
@@ -61,11 +53,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "fast": Preset("proximal", {"n_levels": 20, "samples": 1}, prior="ct-256-fast"),
         "best": Preset("proximal", {"n_levels": 50, "samples": 1}),
-        "calibrated": Preset(
-            "daps",
-            {"samples": 8, "n_levels": 30, "ode_steps": 1, "prior_std": 0.1, "sigma_max": 0.5, "iterations": 20},
-            unseen={"n_levels": 60, "sigma_max": 20.0},
-        ),
+        "calibrated": Preset("proximal", {"samples": 16, "draw_levels": 20}),
     }
 )
 

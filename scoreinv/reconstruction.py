@@ -115,7 +115,7 @@ def choose(
     """
     chosen = None if preset is None else _preset(preset, scan, method, prior)
     name = chosen.method if chosen else method or default_method(scan)
-    given = (chosen.settings_for(scan.problem) if chosen else {}) | dict(settings or {})
+    given = (dict(chosen.settings) if chosen else {}) | dict(settings or {})
     if samples is not None:
         if not configure.has_setting(name, "samples"):
             raise ValueError(f"method {name!r} gives one image, no samples; leave --samples out or take {DEFAULT!r}")

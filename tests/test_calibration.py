@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from skimage.filters import gaussian
 
 from scoreinv import configure
 from scoreinv.calibrate import calibrate
@@ -73,8 +74,20 @@ def test_too_few_patients() -> None:
 
 def test_half_width_is_the_formula() -> None:
     c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
-    std = torch.tensor([0.0, 0.0193 * 0.012])
-    torch.testing.assert_close(c.half_width(std, 0.0193), 2 * 0.0193 * torch.tensor([0.005, 0.013]))
+    std = torch.tensor([[0.0, 0.0193 * 0.012]])
+    torch.testing.assert_close(c.half_width(std, 0.0193), 2 * 0.0193 * torch.tensor([[0.005, 0.013]]))
+
+
+def test_the_variance_is_pooled_over_neighbours(rng: torch.Generator) -> None:
+    """Of a member of a batch alone; a level variance stays as it is."""
+    c = Calibration(CONDITIONS, 0.9, 1.0, 0.0, 14, 0.5, 0.9, 0.8, pooled_pixels=1.0)
+    std = torch.rand(3, 12, 14, generator=rng)
+    pooled = c.half_width(std, 0.0193)
+    expected = torch.from_numpy(gaussian((std[1] ** 2).numpy(), 1.0, mode="reflect"))
+    torch.testing.assert_close(pooled[1] ** 2, expected)
+    torch.testing.assert_close(c.half_width(std[1], 0.0193), pooled[1])
+    level = torch.full((5, 6), 0.3)
+    torch.testing.assert_close(c.half_width(level, 0.0193), level)
 
 
 @pytest.mark.parametrize(

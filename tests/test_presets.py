@@ -13,12 +13,11 @@ from scoreinv import configure, reconstruction
 from scoreinv.cli import main
 from scoreinv.files.reconstruction import read_reconstruction
 from scoreinv.files.scan import Scan, write_scan
-from scoreinv.operators import Grayscale, Masking, Matrix, ParallelBeamCT, equispaced_angles
+from scoreinv.operators import Grayscale, ParallelBeamCT, equispaced_angles
 from scoreinv.presets import PRESETS, Preset, preset_named
-from scoreinv.priors.exact import GaussianPrior
 from scoreinv.problem import Problem, simulate
 
-SHORT = {"proximal": ["--set", "n_levels=2", "--set", "draw_levels=1"], "daps": ["--set", "n_levels=2"]}
+SHORT = ["--set", "n_levels=2", "--set", "draw_levels=1"]
 """The random walk of a test need not be long."""
 
 
@@ -36,7 +35,7 @@ def scan(tmp_path: Path) -> Path:
 def test_settings_are_of_the_method_and_are_kept_with_the_result(scan: Path, name: str) -> None:
     chosen = PRESETS[name]
     configure.method(chosen.method, chosen.settings, lambda: lambda x, sigma: x)
-    assert main(["reconstruct", str(scan), f"--{name}", *SHORT[chosen.method]]) == 0
+    assert main(["reconstruct", str(scan), f"--{name}", *SHORT]) == 0
     settings = read_reconstruction(scan.with_suffix(".recon.h5")).settings
     assert settings["preset"] == name and settings["method"] == chosen.method
     kept = {k: v for k, v in chosen.settings.items() if k not in ("n_levels", "draw_levels")}
@@ -44,15 +43,13 @@ def test_settings_are_of_the_method_and_are_kept_with_the_result(scan: Path, nam
 
 
 def test_without_a_preset_the_default_is_as_it_was(scan: Path) -> None:
-    assert main(["reconstruct", str(scan), *SHORT["proximal"]]) == 0
+    assert main(["reconstruct", str(scan), *SHORT]) == 0
     settings = read_reconstruction(scan.with_suffix(".recon.h5")).settings
     assert settings["preset"] is None and settings["samples"] == 4
 
 
 def test_what_the_user_says_counts_more(scan: Path) -> None:
-    assert (
-        main(["reconstruct", str(scan), "--fast", *SHORT["proximal"], "--samples", "3", "--set", "relaxation=1.1"]) == 0
-    )
+    assert main(["reconstruct", str(scan), "--fast", *SHORT, "--samples", "3", "--set", "relaxation=1.1"]) == 0
     result = read_reconstruction(scan.with_suffix(".recon.h5"))
     assert len(result.samples) == 3 and result.settings["relaxation"] == 1.1
 
@@ -105,7 +102,7 @@ def test_bad_options(scan: Path, capsys: pytest.CaptureFixture[str], options: li
 
 
 def test_a_preset_may_be_named_twice(scan: Path) -> None:
-    assert main(["reconstruct", str(scan), "--fast", "--fast", *SHORT["proximal"]]) == 0
+    assert main(["reconstruct", str(scan), "--fast", "--fast", *SHORT]) == 0
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -117,35 +114,6 @@ def test_images_that_the_prior_does_not_know(tmp_path: Path, capsys: pytest.Capt
     for k, problem in enumerate((colour, metal)):
         write_scan(tmp_path / f"{k}.h5", Scan(problem))
         _fails(["reconstruct", str(tmp_path / f"{k}.h5"), f"--{name}"], "is for images that the CT prior knows", capsys)
-
-
-def test_pixels_without_data_start_from_more_noise() -> None:
-    mask = torch.ones(8, 8, dtype=torch.bool)
-    seen, mask = Problem(Masking(mask), torch.zeros(8, 8)), mask.clone()
-    mask[2, 3] = False
-    unseen = Problem(Masking(mask), torch.zeros(8, 8))
-    calibrated, best = PRESETS["calibrated"], PRESETS["best"]
-    assert calibrated.settings_for(seen) == calibrated.settings
-    assert calibrated.settings_for(unseen) == {**calibrated.settings, **calibrated.unseen} != calibrated.settings
-    assert best.settings_for(seen) == best.settings_for(unseen) == best.settings  # `proximal` looks for itself
-
-
-def test_calibrated_draws_have_the_exact_posterior_of_a_gaussian_prior(rng: torch.Generator) -> None:
-    """Of independent pixels as wide as `prior_std`, half as many data as pixels: mean (AᵀA + τ²/s² I)⁻¹ Aᵀy and covariance
-    (AᵀA / τ² + I / s²)⁻¹."""
-    settings = PRESETS["calibrated"].settings
-    s, tau, f64 = settings["prior_std"], 0.05, torch.float64
-    prior = GaussianPrior(torch.zeros(2, 4, dtype=f64), s**2 * torch.eye(8, dtype=f64))
-    matrix = torch.randn(4, 8, generator=rng, dtype=f64)
-    A = Matrix(matrix, (2, 4))
-    problem = simulate(A, prior.draw(1, rng), rng)
-    problem = Problem(A, problem.y + tau * torch.randn(problem.y.shape, generator=rng, dtype=f64), tau)
-    draws = configure.method("daps", {**settings, "samples": 1500}, lambda: prior)(problem, rng).reshape(1500, 8)
-    covariance = torch.linalg.inv(matrix.T @ matrix / tau**2 + torch.eye(8, dtype=f64) / s**2)
-    mean = covariance @ matrix.T @ problem.y[0] / tau**2
-    scale = covariance.diagonal().sqrt()
-    assert float(((draws.mean(dim=0) - mean) / scale).abs().max()) < 0.1
-    torch.testing.assert_close(draws.T.cov(), covariance, rtol=0.0, atol=0.12 * float(scale.max()) ** 2)
 
 
 def test_unknown_presets() -> None:

@@ -119,7 +119,7 @@ def test_a_table_is_filled_in_and_not_computed_again(tmp_path: Path, monkeypatch
     (line,) = [line for line in text.splitlines() if line.startswith("| tmpd | 4 |")]
     assert len(re.findall(r"\d ± \d\.\d\d", line)) == 3  # coverages with their errors
     assert text.index("| tmpd |") < text.index("| proximal |")  # the less wrong one first
-    assert "| trust=1.0 |" in text
+    assert "| trust=1.0, sigma_min=0.01, draw_levels=200, draw_sigma=64.0 |" in text
     assert (tmp_path / "verification.png").read_bytes().startswith(b"\x89PNG")
 
     def never(*_: object) -> None:

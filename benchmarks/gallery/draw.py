@@ -133,7 +133,7 @@ def curves(
     colours: Sequence[str] = SERIES,
     names: bool = True,
 ) -> Callable[[Any], None]:
-    """Curves (name, x, y) with their names in a legend.
+    """Curves (name, x, y) with their names in a legend, that of a level dashed line on the line itself.
 
     Args:
         lines: the curves.
@@ -149,9 +149,14 @@ def curves(
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         for k, (name, xs, ys) in enumerate(lines):
+            level = name in dashed and min(ys) == max(ys)
+            if level and names:
+                place = {"textcoords": "offset points", "xytext": (2, 3), "fontsize": 7.5}
+                axes.annotate(name, (xs[0], ys[0]), color=colours[k % len(colours)], **place)
             style = "--" if name in dashed else "-"
-            mark = {"marker": "o", "markersize": 3.5} if marks else {}
-            axes.plot(xs, ys, style, color=colours[k % len(colours)], linewidth=1.6, label=name, **mark)
+            mark = {"marker": "o", "markersize": 3.5} if marks and not level else {}
+            label = None if level else name
+            axes.plot(xs, ys, style, color=colours[k % len(colours)], linewidth=1.6, label=label, **mark)
         for axis, letter in ((axes.xaxis, "x"), (axes.yaxis, "y")):
             if letter in log:
                 axes.set(**{f"{letter}scale": "log"})

@@ -31,7 +31,7 @@ def gaussian_draw(
     spread: Tensor | float,
     rngs: Sequence[Generator],
     *,
-    iterations: int = 50,
+    iterations: int | Tensor = 50,
     tolerance: float = 1e-4,
 ) -> Tensor:
     """One draw of (1) for each member, by (2).
@@ -41,7 +41,7 @@ def gaussian_draw(
         centre: c, (batch, *A.in_shape).
         spread: r > 0, a scalar or (batch,).
         rngs: one generator for each member.
-        iterations: CG steps at most; fewer than the data have independent directions regularise like a smaller r.
+        iterations: CG steps at most, one number or (batch,); fewer than the data have independent directions regularise like a smaller r.
         tolerance: relative residual at which they stop.
 
     Returns:

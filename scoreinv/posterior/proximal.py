@@ -15,34 +15,37 @@ arXiv:2305.08995, eq. 13.)
             (Eckstein, Bertsekas 1992; Boyd et al. 2011, section 3.4.3). u is the multiplier over ρ and so goes with σ². No noise is added;
             the network's evaluations go through its equivalent poses (`priors.denoiser.Posed`), whose errors average out. The
             image is P(z − u)
-    draws   x = image + σ n, then x' = P(D(x, σ)) + σ' n (ancestral steps, fresh noise): each draw explores what data and
-            image leave open. They are then moved together so that their mean is the image, which is nearer to the truth than the mean
-            of walks so short (by 0.5 dB at 23 views); as A is linear, they fit the data as well as before
+    draws   x = image + σ n, then ancestral steps of P_η(D(x, σ)), which is P of y + σ_y η with fresh noise η, to a low σ: the steps
+            draw what the data leave open as the prior sees it, η what the noise of the data leaves open. The last is a draw of
+            exp(−½ ‖(A z − y) / σ_y‖² − ‖z − D‖² / 2σ²) (`gaussian_draws`), so that χ² of a draw is about 1. They are then moved
+            together so that their mean is the image, which is nearer to the truth than the mean of walks so short (by 3 dB at 23 views).
+            From a σ above the errors of the image they forget that they started there
 
 For a Gaussian prior D(·, σ) is the proximal map of −σ² ln p, so that with trust = 1 and σ held the image comes to rest at the posterior
 mean, whatever σ and α are. Without u (half-quadratic splitting) it does so for σ → 0 only, and with the shipped prior 50 evaluations of it
-are worse than 20 of this.
+are worse than 20 of this. The draws vary as the posterior does as σ starts high and levels become many.
 
-Where trust > 1, the last step of both takes the largest r between σ and trust · σ with ‖(A P(D) − y) / σ_y‖² ≥ m, m the number of
-data, or else σ: following the data further is following their noise (the discrepancy principle, Morozov 1966).
+On patients (23 views, 60 views of few photons, 60 views within 100 degrees; three patients at 128 x 128) these draws hold 90, 92 and 87 % where
+90 % are claimed. Decoupled annealing (`posterior.daps`) in as many evaluations holds as many, but by white noise that is the same everywhere:
+the rank correlation of its standard deviation with the error is 0.25 to 0.28, that of these 0.30 to 0.39.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.metrics import chi_squared
+from scoreinv.posterior.gaussian_draws import gaussian_draw
 from scoreinv.priors.denoiser import Denoiser, posed, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
-from scoreinv.sampling.levels import geometric
-from scoreinv.sampling.loop import last, member_streams
+from scoreinv.sampling.levels import geometric, karras
+from scoreinv.sampling.loop import last, member_streams, sample
+from scoreinv.sampling.steps import Ancestral
 from scoreinv.solvers import cg, cgls, like, noise_weights
 from scoreinv.streams import normal
 
@@ -61,42 +64,20 @@ def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, 
 
 
 def proximal_map(
-    problem: Problem, trust: float | Tensor, iterations: int | Tensor
+    problem: Problem, trust: float, iterations: int | Tensor, *, y: Tensor | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """(D, σ) -> P(D); trust may be one number for each member."""
+    """(D, σ) -> P(D); y takes the place of the problem's data."""
     A = problem.A
     weights, tau = noise_weights(problem)
 
     def weighted(y: Tensor) -> Tensor:
         return y if weights is None else weights * y
 
-    data = A.H(weighted(problem.y))
+    data = A.H(weighted(problem.y if y is None else y))
 
     def proximal(estimate: Tensor, sigma: Tensor) -> Tensor:
         rho = like((tau / (trust * torch.as_tensor(sigma).to(estimate))) ** 2, estimate)
         return cg(lambda z: A.H(weighted(A(z))) + rho * z, data + rho * estimate, estimate, max_iterations=iterations)
-
-    return proximal
-
-
-def _last_map(
-    problem: Problem, trust: float, iterations: int | Tensor, halvings: int = 8
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """(D, σ) -> P(D) with the trust of the discrepancy principle, by bisection of its logarithm; noise-free members keep theirs."""
-
-    def proximal(estimate: Tensor, sigma: Tensor) -> Tensor:
-        most = estimate.new_full((len(estimate),), math.log(trust))
-        low, high = most.clamp(max=0), most
-        noisy = (noise_weights(problem)[1].flatten() > 0).expand(len(estimate))
-        out = proximal_map(problem, trust, iterations)(estimate, sigma)
-        if trust <= 1 or not noisy.any():
-            return out
-        keep = ~noisy | (chi_squared(problem, out) >= 1)
-        for _ in range(halvings):
-            middle = (low + high) / 2
-            close = chi_squared(problem, proximal_map(problem, middle.exp(), iterations)(estimate, sigma)) < 1
-            low, high = torch.where(close, low, middle), torch.where(close, middle, high)
-        return proximal_map(problem, torch.where(keep, most, low).exp(), iterations)(estimate, sigma)
 
     return proximal
 
@@ -145,7 +126,7 @@ class Proximal:
         iterations: CG steps an evaluation; None takes 20, and 10 for noise-free data, where nothing but stopping early keeps out what the
             operator gets wrong (0.4 dB better for data of a finer grid, 0.1 dB worse for data of the operator itself).
         draw_levels: evaluations for each draw.
-        draw_sigma: noise level that a draw starts from.
+        draw_sigma: noise level that a draw starts from, in the prior's own unit.
     """
 
     prior: Denoiser
@@ -156,8 +137,8 @@ class Proximal:
     relaxation: float = 1.9
     trust: float = 1.75
     iterations: int | None = None
-    draw_levels: int = 5
-    draw_sigma: float = 0.1
+    draw_levels: int = 8
+    draw_sigma: float = 0.6
 
     def __post_init__(self) -> None:
         steps = 1 if self.iterations is None else self.iterations
@@ -187,37 +168,35 @@ class Proximal:
     def image(self, problem: Problem) -> Tensor:
         """The image alone, (batch, *A.in_shape), of a problem of one batch dimension; there is no randomness in it."""
         first = self.sigma_max or (0.6 if sees_every_pixel(problem) else 3.0)
-        levels = self._levels(self.n_levels, first, problem.y)
+        levels = (geometric(self.n_levels, self.sigma_min, first)[:-1] * scale_of(self.prior)).to(problem.y)
         iterations = self._iterations(problem)
         steps = splitting(
             self.prior, problem, levels, relaxation=self.relaxation, trust=self.trust, iterations=iterations
         )
         pulled = last(track(steps, "image", self.n_levels))
-        return _last_map(problem, self.trust, iterations)(pulled, levels[-1])
+        return proximal_map(problem, self.trust, iterations)(pulled, levels[-1])
 
-    def draws(self, problem: Problem, x: Tensor, rngs: list[Generator]) -> Iterator[Tensor]:
-        """The clean estimates on the way of ancestral steps from x + σ n, σ = draw_sigma, down to sigma_min."""
-        iterations = self._iterations(problem)
-        proximal = proximal_map(problem, self.trust, iterations)
-        levels = self._levels(self.draw_levels, self.draw_sigma, x)
-        x = x + levels[0] * normal(rngs, x)
-        for k, (sigma, sigma_next) in enumerate(itertools.zip_longest(levels, levels[1:])):
-            if sigma_next is None:
-                proximal = _last_map(problem, self.trust, iterations)
-            estimate = proximal(posed(self.prior, k)(x, sigma), sigma)
-            yield estimate
-            if sigma_next is not None:
-                x = estimate + sigma_next * normal(rngs, x)
+    def draws(self, problem: Problem, image: Tensor, rngs: list[Generator]) -> Iterator[Tensor]:
+        """x on the way of ancestral steps from the image, before the draws are moved."""
+        sigmas = (karras(self.draw_levels, self.sigma_min, self.draw_sigma) * scale_of(self.prior)).to(image)
+        std, iterations = torch.as_tensor(problem.noise_std).to(problem.y), self._iterations(problem)
+        turns = iter(range(self.draw_levels))
+
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            turn = next(turns)
+            estimate = posed(self.prior, turn)(x, sigma)
+            if turn == self.draw_levels - 1:
+                return gaussian_draw(problem, estimate, sigma, rngs, iterations=iterations)
+            noisy = problem.y + std * normal(rngs, problem.y)
+            return proximal_map(problem, self.trust, iterations, y=noisy)(estimate, sigma)
+
+        return sample(denoiser, image + sigmas[0] * normal(rngs, image), sigmas, step=Ancestral(), rngs=rngs)
 
     def _iterations(self, problem: Problem) -> int | Tensor:
         """CG steps of each member."""
         if self.iterations is not None:
             return self.iterations
         return torch.where(noise_weights(problem)[1].flatten() > 0, 20, 10)
-
-    def _levels(self, n: int, sigma_max: float, like_: Tensor) -> Tensor:
-        """n positive levels in the unit of the images."""
-        return (geometric(n, self.sigma_min, sigma_max)[:-1] * scale_of(self.prior)).to(like_)
 
 
 def sees_every_pixel(problem: Problem) -> bool:

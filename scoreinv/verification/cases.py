@@ -120,7 +120,7 @@ METHODS: tuple[Entry, ...] = (
     Entry("pigdm", {"n_levels": 200, "data_std": 1.0, "damping": 1.0}),
     Entry("pnp_dm", {"n_sweeps": 120, "rho_max": LEVELS["sigma_max"], "rho_min": 0.002}),
     Entry("proximal"),
-    Entry("proximal", {"trust": 1.0}),
+    Entry("proximal", {"trust": 1.0, "sigma_min": 0.01, "draw_levels": 200, "draw_sigma": 64.0}),
     Entry("red_diff", {"n_levels": 1000}),
     Entry("repaint", {"n_levels": 250, "jump_length": 10, "resamplings": 10}, _is("masking")),
     Entry("repaint", {"n_levels": 100, "jump_length": 1, "resamplings": 20}, _is("masking")),
