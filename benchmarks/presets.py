@@ -16,7 +16,9 @@ PSNR (range 1.0) on the window of -1000 to 1000 HU is that of the mean of M draw
 -500 HU, three figures say how good draws are; draws from the posterior have 1, 90 % and the least, whatever M is: `ratio` is
 sqrt(1 + 1/M) rms(std of the draws) / rms(error of their mean); `coverage` is the share of |error| <= t sqrt(1 + 1/M) std, with the
 two-sided 90 % quantile t of Student's law with M - 1 degrees of freedom; CRPS is the fair one. chi^2 of a draw is about 1, too; for
-noise-free data it stands for |A x - y| / |y|.
+noise-free data it stands for |A x - y| / |y|. `proximal` moves its draws so that their mean is its image, which has no error of a mean of M:
+its ratio is too large by sqrt(1 + 1/M), and its CRPS, of draws that lie nearer to their mean than its own would, too small for small M, so
+that only those of as many draws compare.
 
 Rows are appended to presets.csv as they come and are not computed again; priors are told apart by the checksum of their weights.
 presets.md is made from those rows that belong to today's candidates; the number of patients stands beside each.
