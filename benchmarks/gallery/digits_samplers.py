@@ -149,6 +149,7 @@ def picture(setting: Setting, numbers: dict[str, Any], best: dict[str, Tensor], 
             y="Fréchet distance",
             log="xy",
             dashed=["training digits"],
+            legend=(0.5, 0.1),
             colours=(*COLOURS[: len(lines) - 1], "#1b1f24"),
         )
         plots.append(Panel(heading, "draws of digits from held-out digits; less is better", draw))

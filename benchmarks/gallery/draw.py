@@ -132,6 +132,7 @@ def curves(
     dashed: Sequence[str] = (),
     colours: Sequence[str] = SERIES,
     names: bool = True,
+    legend: tuple[float, float] | None = None,
 ) -> Callable[[Any], None]:
     """Curves (name, x, y) with their names in a legend, that of a level dashed line on the line itself.
 
@@ -143,6 +144,7 @@ def curves(
         dashed: names of those that are.
         colours: in turn.
         names: show the legend.
+        legend: where the middle of its lower edge is, in shares of the axes; None where it is in nobody's way.
     """
 
     def drawn(axes: Any) -> None:
@@ -171,7 +173,8 @@ def curves(
         axes.grid(color="#e7eaee", linewidth=0.7)
         axes.set_axisbelow(True)
         if names:
-            axes.legend(fontsize=7.5, frameon=False)
+            place = {} if legend is None else {"loc": "lower center", "bbox_to_anchor": legend, "ncols": 2}
+            axes.legend(fontsize=7.5, frameon=False, **place)
 
     return drawn
 
