@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scoreinv import configure, metrics, plugins, trust
@@ -22,7 +23,11 @@ from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
 from scoreinv.files.reconstruction import Reconstruction, read_reconstruction
 from scoreinv.files.slices import is_zarr
 from scoreinv.files.volume import FORMAT as VOLUME
+from scoreinv.priors.autoencoder import FORM as AUTOENCODER
 from scoreinv.priors.checkpoint import card_format, checked_card, load_prior
+from scoreinv.priors.classifier import FORMAT as CLASSIFIER
+from scoreinv.priors.conditional import FORMAT as CONDITIONAL
+from scoreinv.priors.latent import FORM as LATENT
 from scoreinv.priors.shipped import prior_card, prior_path, shipped
 from scoreinv.units import hu_from_mu
 
@@ -188,10 +193,21 @@ def describe_file(path: Path | None) -> str:
     return f"{path}: CT, {n} slices of {h} x {w}, pixels of {images.pixel_mm:g} mm, {images.hu.min():.0f} to {images.hu.max():.0f} HU"
 
 
+_NETWORKS = {
+    CONDITIONAL: "conditional prior", CLASSIFIER: "classifier of noisy images", LATENT: "latent prior", AUTOENCODER: "autoencoder",
+}  # fmt: skip
+"""What else weights may be, by the format of their card."""
+
+
 def _describe_prior(path: Path) -> str:
-    model, card = load_prior(path)
-    n = sum(p.numel() for p in model.parameters())
-    return f"{path.name}: prior, {n / 1e6:.2f} million weights\n{json.dumps(card, indent=2)}"
+    form = card_format(path)
+    if form in _NETWORKS:
+        kind, card = _NETWORKS[form], checked_card(path, what=f"a {_NETWORKS[form]}", form=form)
+        n = sum(tensor.numel() for tensor in load_file(path).values())
+    else:
+        model, card = load_prior(path)
+        kind, n = "prior", sum(p.numel() for p in model.parameters())
+    return f"{path.name}: {kind}, {n / 1e6:.2f} million weights\n{json.dumps(card, indent=2)}"
 
 
 def _describe_baseline(path: Path) -> str:

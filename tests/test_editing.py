@@ -578,6 +578,22 @@ def test_samples_of_a_class(tmp_path: Path, priors: dict[str, str], classes: dic
     assert sheet("told.png", *told) == sheet("again.png", *told)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("brightness", "classifier of noisy images"), ("class-gray", "conditional prior")]
+)
+def test_info_says_what_they_are(
+    classes: dict[str, str], capsys: pytest.CaptureFixture[str], name: str, kind: str, tmp_path: Path
+) -> None:
+    assert main(["info", classes[name]]) == 0
+    assert re.match(rf"{name}.safetensors: {kind}, 0\.\d\d million weights\n", capsys.readouterr().out)
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(Path(classes[name]).with_suffix(suffix), tmp_path / f"x{suffix}")
+    with (tmp_path / "x.safetensors").open("ab") as file:
+        file.write(b"0")
+    assert main(["info", str(tmp_path / "x.safetensors")]) == 2
+    assert "checksum differs" in capsys.readouterr().err
+
+
 # what bad input is told
 
 
