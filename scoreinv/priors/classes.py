@@ -15,20 +15,13 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from scoreinv.priors.checkpoint import card_format
-from scoreinv.priors.conditional import (
-    FORMAT,
-    Condition,
-    ConditionalDenoiser,
-    Conditioned,
-    check_classes,
-    load_conditional,
-)
+from scoreinv.priors.conditional import FORMAT, Condition, ConditionalDenoiser, Conditioned, check_classes
 from scoreinv.priors.denoiser import Denoiser
 from scoreinv.priors.mixture import Gaussian, Mixture, check_weights
 
@@ -177,20 +170,3 @@ class ClassPrior:
 def knows_classes(path: Path) -> bool:
     """Whether the card beside a file says that it is of a conditional network."""
     return card_format(path) == FORMAT
-
-
-def load_class_prior(
-    path: Path, *, pixel_mm: float | None = None, device: str = "cpu"
-) -> tuple[ClassPrior, dict[str, Any]]:
-    """Read what `save_conditional` wrote of a network with classes.
-
-    Args:
-        path: a .safetensors file.
-        pixel_mm: see `ClassPrior`.
-        device: where the weights go.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_conditional`, or the network has no classes.
-    """
-    network, card = load_conditional(path)
-    return ClassPrior(network.to(device), pixel_mm), card

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from scoreinv.priors.adapters.diffusers import load_diffusers
 from scoreinv.priors.checkpoint import checksum
-from scoreinv.priors.classes import knows_classes, load_class_prior
+from scoreinv.priors.classes import knows_classes
 from scoreinv.priors.colour import Padded
 from scoreinv.priors.denoiser import Denoiser, NetworkPrior
-from scoreinv.priors.shipped import identity, load_network, prior_path
+from scoreinv.priors.shipped import class_prior, identity, load_network, prior_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def picture_prior(
         return _of_diffusers(Path(path), device)
     found = prior_path(path)
     if knows_classes(found):
-        prior = load_class_prior(found, pixel_mm=pixel_mm, device=device)[0]
+        prior = class_prior(found, pixel_mm=pixel_mm, device=device)
         return PicturePrior(prior, _checked(found.stem, prior.model.config.network.channels), identity(path))
     network, known = load_network(path, device), identity(path)
     channels = _checked(known["name"], network.config.channels)

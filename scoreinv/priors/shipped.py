@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from scoreinv.priors.checkpoint import load_prior
-from scoreinv.priors.classes import ClassPrior, knows_classes, load_class_prior
+from scoreinv.priors.classes import ClassPrior, knows_classes
+from scoreinv.priors.conditional import ConditionalDenoiser, load_conditional
 from scoreinv.priors.denoiser import NetworkPrior, Rescaled
 from scoreinv.priors.latent import LatentPrior, is_latent, load_latent_prior
 from scoreinv.priors.network import EDMDenoiser
@@ -59,8 +60,18 @@ def load_network(path: str | Path | None = None, device: str = "cpu") -> EDMDeno
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded_classes(path: Path, pixel_mm: float | None, device: str) -> tuple[ClassPrior, dict[str, Any]]:
-    return load_class_prior(path, pixel_mm=pixel_mm, device=device)
+def _loaded_conditional(path: Path, device: str) -> tuple[ConditionalDenoiser, dict[str, Any]]:
+    model, card = load_conditional(path)
+    return model.to(device), card
+
+
+def class_prior(path: Path, *, pixel_mm: float | None = None, device: str = "cpu") -> ClassPrior:
+    """A network that was trained with classes, from a .safetensors file; arguments as for `ct_prior`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_conditional`, or the network has no classes.
+    """
+    return ClassPrior(_loaded_conditional(path, device)[0], pixel_mm)
 
 
 @functools.lru_cache(maxsize=4)
@@ -76,7 +87,7 @@ def image_prior(
     if is_latent(found):
         return _loaded_latent(found, pixel_mm, device)[0]
     if knows_classes(found):
-        return _loaded_classes(found, pixel_mm, device)[0]
+        return class_prior(found, pixel_mm=pixel_mm, device=device)
     return NetworkPrior(load_network(path, device), pixel_mm)
 
 
@@ -108,7 +119,7 @@ def prior_card(path: str | Path | None = None) -> dict[str, Any]:
     if is_latent(found):
         card = _loaded_latent(found, None, "cpu")[1]
     elif knows_classes(found):
-        card = _loaded_classes(found, None, "cpu")[1]
+        card = _loaded_conditional(found, "cpu")[1]
     else:
         card = _loaded(found, "cpu")[1]
     return {"name": found.stem, **card}
