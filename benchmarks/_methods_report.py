@@ -115,6 +115,13 @@ def _section(rows: Sequence[Row], shown: list[Column], draws: int) -> list[str]:
             cells.append(f"**{text}**" if text and c.worse and c.worse(value) <= least else text)
         counts = sorted({len(at[m]) for at in (one, many) if m in at})
         lines.append(f"| {m} | {' | '.join(cells)} | {', '.join(map(str, counts))} |")
+    machines: dict[str, dict[str, None]] = {}
+    for m in values:
+        for r in (*one.get(m, []), *many.get(m, [])):
+            machines.setdefault(r["machine"], {})[m] = None
+    for machine, methods in sorted(machines.items(), key=lambda item: -len(item[1])):
+        named = "" if len(machines) == 1 else f": {', '.join(methods)}"
+        lines += ["", f"Seconds on {machine}{named}."]
     failed: dict[tuple[str, str], int] = {}
     for r in rows:
         if r["error"]:

@@ -61,7 +61,7 @@ TISSUE_HU = -500.0
 KEY = ("patient", "problem", "size", "method", "weights", "draws", "settings")
 FIGURES = ("evaluations", "seconds", "psnr", "ssim", "psnr_draw", "ssim_draw", "chi2_draw")
 SPREADS = ("spread_tissue", "spread_all", "coverage_tissue", "coverage_all", "crps_tissue", "crps_all")
-FIELDS = (*KEY, *FIGURES, *SPREADS, "error")
+FIELDS = (*KEY, *FIGURES, *SPREADS, "machine", "error")
 
 
 class Job(NamedTuple):
@@ -98,7 +98,7 @@ def main() -> None:
             writer.writeheader()
         for job in chosen:
             at_once = a.at_once if costs.of(job).gradients else job.draws
-            row = dict(zip(KEY, job.key, strict=True)) | computed(job, a.prior, at_once)
+            row = dict(zip(KEY, job.key, strict=True)) | computed(job, a.prior, at_once) | {"machine": machine()}
             writer.writerow(row)
             file.flush()
             shown = (row.get(k, "") for k in (*FIGURES, *SPREADS, "error"))
@@ -107,7 +107,7 @@ def main() -> None:
         __doc__.split("\n\n")[1].replace("\n", " "),
         "",
         f"**{a.size} x {a.size} pixels**, each the mean of {256 // a.size} x {256 // a.size} of the slices' own; "
-        f"prior {card['name']} ({weights}); {machine()}.",
+        f"prior {card['name']} ({weights}).",
     ]
     rows = [r for r in csv.DictReader(path.open()) if r["size"] == str(a.size) and r["weights"] in ("", weights)]
     if a.evaluations:

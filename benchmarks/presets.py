@@ -100,7 +100,7 @@ GROUPS: dict[str, list[Candidate]] = {
     ],
     "trust": [trusting(t) for t in (1.0, 1.5, 2.0, 3.0)],
     "calibrated": [
-        *(drawing(levels, first) for levels, first in ((5, 0.3), (8, 0.6), (20, 0.6))),
+        *(drawing(levels, first) for levels, first in ((8, 0.6), (10, 10.0), (20, 10.0))),
         Candidate(
             "DAPS", "daps",
             {"samples": 8, "n_levels": 30, "ode_steps": 1, "prior_std": 0.1, "sigma_max": 0.5, "iterations": 20},

@@ -59,8 +59,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "pigdm": {"data_std": Range(0.05, 2.0, log=True), "damping": Range(0.0, 1.0)},
     "pnp_dm": {"rho_max": Range(0.3, 10.0, log=True), "rho_min": Range(0.005, 0.1, log=True), "decay": Range(0.7, 0.95)},
     "proximal": {
-        "trust": Range(0.5, 8.0, log=True), "relaxation": Range(1.0, 1.95), "sigma_max": Range(0.1, 3.0, log=True),
-        "sigma_min": _LAST, "draw_sigma": Range(0.05, 1.0, log=True),
+        "trust": Range(0.5, 8.0, log=True), "relaxation": Range(1.0, 1.95), "sigma_max": Range(0.1, 10.0, log=True),
+        "sigma_min": _LAST, "draw_sigma": Range(0.1, 40.0, log=True),
     },
     "red_diff": {"weight": Range(0.01, 10.0, log=True), "learning_rate": Range(0.01, 0.5, log=True)},
     "score_ald": {"step_size": Range(0.01, 1.0, log=True), "gamma": Range(0.05, 5.0, log=True)},

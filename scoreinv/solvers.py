@@ -35,7 +35,7 @@ def cg(
     x0: Tensor | None = None,
     *,
     max_iterations: int | Tensor,
-    tolerance: float = 0.0,
+    tolerance: float | Tensor = 0.0,
 ) -> Tensor:
     """Solve M x = b by conjugate gradients.
 
@@ -44,7 +44,7 @@ def cg(
         b: (batch, *shape).
         x0: start; zero without one.
         max_iterations: at most so many applications of M (one more for the first residual, if x0 is given); one number, or one for each member.
-        tolerance: a member is done when ‖b − M x‖ <= tolerance ‖b‖.
+        tolerance: a member is done when ‖b − M x‖ <= tolerance ‖b‖; one number, or one for each member.
 
     Returns:
         x, shaped like b; not differentiable.
@@ -53,13 +53,14 @@ def cg(
         ValueError: max_iterations or tolerance is negative, or x0 is not shaped like b.
     """
     limit = torch.as_tensor(max_iterations, device=b.device)
-    _check(int(limit.min()), tolerance, b, x0)
+    relative = torch.as_tensor(tolerance, dtype=b.dtype, device=b.device)
+    _check(int(limit.min()), float(relative.min()), b, x0)
     if x0 is None:
         x, r = torch.zeros_like(b), b.clone()
     else:
         x, r = x0.clone(), b - apply(x0)
     p, rr = r, inner(r, r)
-    goal = max(tolerance, _rounding(b)) ** 2 * inner(b, b)
+    goal = relative.clamp(min=_rounding(b)) ** 2 * inner(b, b)
     for k in range(int(limit.max())):
         active = (rr > goal) & (k < limit)
         if not active.any():

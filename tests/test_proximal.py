@@ -207,12 +207,23 @@ def test_noise_free_members_take_fewer_cg_steps(rng: Generator) -> None:
     p, prior = problem(rng, 30, 40, torch.tensor([[0.0], [0.1]], dtype=F64), batch=2)
     method = Proximal(prior, samples=1, n_levels=5)
     together = method(p, rng)[0]
-    for k, (noise, steps) in enumerate(((0.0, 10), (0.1, 20))):
+    for k, (noise, steps, tolerance) in enumerate(((0.0, 10, 1e-9), (0.1, 50, 5e-4))):
         alone = Problem(p.A, p.y[k : k + 1], noise)
         fixed = dataclasses.replace(method, iterations=steps)(alone, rng)[0]
-        torch.testing.assert_close(together[k : k + 1], fixed)
-        other = dataclasses.replace(method, iterations=30 - steps)(alone, rng)[0]
-        assert float((fixed - other).abs().max()) > 1e-4
+        torch.testing.assert_close(together[k : k + 1], fixed, atol=tolerance, rtol=0)
+        other = dataclasses.replace(method, iterations=9)(alone, rng)[0]
+        assert float((fixed - other).abs().max()) > 1e-3
+
+
+def test_few_cg_steps_do_where_the_data_say_little(rng: Generator) -> None:
+    """Started from the last pull, eight steps a level leave 0.1 % where from z - u they leave 5 %."""
+    gains = torch.logspace(0, -1.5, 40, dtype=F64)
+    A = Dense(torch.diag(gains))
+    y = A(torch.randn(4, 1, 40, generator=rng, dtype=F64)) + 0.01 * torch.randn(4, 40, generator=rng, dtype=F64)
+    exact = (gains * y / (gains**2 + 1e-4))[:, None]  # for N(0, I)
+    method = Proximal(lambda x, sigma: x / (1 + sigma**2), samples=1, trust=1.0, iterations=8)
+    image = method(Problem(A, y, 0.01), rng)[0]
+    assert float((image - exact).norm()) < 0.01 * float(exact.norm())
 
 
 def test_one_sample_is_the_image(rng: Generator) -> None:
@@ -246,7 +257,7 @@ def test_units_do_not_matter(rng: Generator) -> None:
 
 def test_cost_is_what_the_settings_say(rng: Generator) -> None:
     p, prior = problem(rng, 6, 9, 0.1, batch=2)
-    for settings, cost in (({}, 30 + 4 * 8), ({"samples": 1, "n_levels": 9}, 9)):
+    for settings, cost in (({}, 30 + 4 * 10), ({"samples": 1, "n_levels": 9}, 9)):
         counted = Counted(prior)
         Proximal(counted, **settings)(p, rng)
         assert counted.n_evaluations == 2 * cost
@@ -260,7 +271,7 @@ def test_unseen_pixels_start_from_more_noise(rng: Generator) -> None:
         return x / (1 + sigma**2)
 
     half = torch.eye(4, dtype=F64)[:2]
-    for A, first in ((Dense(torch.eye(4, dtype=F64)), 0.6), (Dense(half), 3.0)):
+    for A, first in ((Dense(torch.eye(4, dtype=F64)), 1.0), (Dense(half), 3.0)):
         seen.clear()
         y = torch.ones(1, A.out_shape[0], dtype=F64)
         Proximal(prior, samples=1)(Problem(A, y), rng)
@@ -273,7 +284,7 @@ def test_unseen_pixels_start_from_more_noise(rng: Generator) -> None:
         ({"samples": 0}, "at least 1"),
         ({"n_levels": 0}, "at least 1"),
         ({"sigma_min": 0.0}, "0 < sigma_min"),
-        ({"sigma_min": 0.7}, "sigma_min < draw_sigma"),
+        ({"sigma_min": 0.7, "draw_sigma": 0.6}, "sigma_min < draw_sigma"),
         ({"sigma_max": 0.005}, "sigma_min < sigma_max"),
         ({"relaxation": 2.0}, "relaxation < 2"),
         ({"trust": 0.0}, "trust > 0"),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.posterior.proximal import proximal_map, splitting
+from scoreinv.posterior.proximal import splitting
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
@@ -64,6 +64,5 @@ class PnPADMM:
         )
         levels = (levels * scale_of(self.prior)).to(flat.y)
         steps = splitting(self.prior, flat, levels, relaxation=1.0, trust=self.trust, iterations=self.iterations)
-        pulled = last(track(steps, "image", self.n_levels))
-        image = proximal_map(flat, self.trust, self.iterations)(pulled, levels[-1])
+        image = last(track(steps, "image", self.n_levels))
         return image.reshape(1, *problem.batch_shape, *problem.A.in_shape)

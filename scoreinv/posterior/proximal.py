@@ -4,7 +4,7 @@ The prior's estimate D(x, σ) is pulled to the data by the proximal map of the d
 
     P(D) = argmin_z  ½ ‖W^½ (A z − y)‖² + ½ ρ ‖z − D‖²,      (AᵀWA + ρ I) z = AᵀW y + ρ D,      ρ = (τ / r)²
 
-with W = (τ / σ_y)², τ = min σ_y, r = trust · σ the error that D is given, solved by a few CG steps from D. For noise-free
+with W = (τ / σ_y)², τ = min σ_y, r = trust · σ the error that D is given, solved by CG steps from D. For noise-free
 data ρ = 0: the CG steps run on AᵀA z = Aᵀy, and stopping them early keeps what the data do not determine at D's values.
 (Chung, Lee, Ye, "Decomposed Diffusion Sampler", 2024, arXiv:2303.05754, eqs. 15-18; Zhu et al., "DiffPIR", 2023,
 arXiv:2305.08995, eq. 13.)
@@ -14,16 +14,17 @@ arXiv:2305.08995, eq. 13.)
             doi:10.1109/GlobalSIP.2013.6737048; σ falling: Chan, Wang, Elgendy 2017, arXiv:1605.01710, algorithm 1), over-relaxed by α
             (Eckstein, Bertsekas 1992; Boyd et al. 2011, section 3.4.3). u is the multiplier over ρ and so goes with σ². No noise is added;
             the network's evaluations go through its equivalent poses (`priors.denoiser.Posed`), whose errors average out. The
-            image is P(z − u)
+            image is P(z − u). For noisy data CG starts from z − u and the last pull, times (σ'/σ)² as u: where the data say little
+            that is what the pull will be, and there CG is slow (2 dB within 60 degrees, 1 within 100, nothing at 23 views all round)
     draws   x = image + σ n, then ancestral steps of P_η(D(x, σ)), which is P of y + σ_y η with fresh noise η, to a low σ: the steps
             draw what the data leave open as the prior sees it, η what the noise of the data leaves open. The last is a draw of
             exp(−½ ‖(A z − y) / σ_y‖² − ‖z − D‖² / 2σ²) (`gaussian_draws`), so that χ² of a draw is about 1. They are then moved
             together so that their mean is the image, which is nearer to the truth than the mean of walks so short (by 3 dB at 23 views).
-            From a σ above the errors of the image they forget that they started there
+            σ starts above any error of the image, so that they forget that they started there
 
 For a Gaussian prior D(·, σ) is the proximal map of −σ² ln p, so that with trust = 1 and σ held the image comes to rest at the posterior
 mean, whatever σ and α are. Without u (half-quadratic splitting) it does so for σ → 0 only, and with the shipped prior 50 evaluations of it
-are worse than 20 of this. The draws vary as the posterior does as σ starts high and levels become many.
+are worse than 20 of this. The draws vary as the posterior does as levels become many.
 
 On patients (23 views, 60 views of few photons, 60 views within 100 degrees; three patients at 128 x 128) eight such draws of ten levels hold
 90, 92 and 87 % where 90 % are claimed. Decoupled annealing (`posterior.daps`) from the image holds about as many in five levels, but by white
@@ -35,6 +36,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -48,6 +50,9 @@ from scoreinv.sampling.loop import last, member_streams, sample
 from scoreinv.sampling.steps import Ancestral
 from scoreinv.solvers import cg, cgls, like, noise_weights
 from scoreinv.streams import normal
+
+TOLERANCE = 3e-5
+"""Of CG for noisy data: at 23 views it ends after half of the 50 steps, within an arc after most of them."""
 
 
 def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, iterations: int = 10) -> Denoiser:
@@ -64,9 +69,14 @@ def proximal_denoiser(prior: Denoiser, problem: Problem, *, trust: float = 1.0, 
 
 
 def proximal_map(
-    problem: Problem, trust: float, iterations: int | Tensor, *, y: Tensor | None = None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """(D, σ) -> P(D); y takes the place of the problem's data."""
+    problem: Problem,
+    trust: float,
+    iterations: int | Tensor,
+    *,
+    tolerance: float | Tensor = 0.0,
+    y: Tensor | None = None,
+) -> Callable[..., Tensor]:
+    """(D, σ, start=D) -> P(D), start being CG's; y takes the place of the problem's data."""
     A = problem.A
     weights, tau = noise_weights(problem)
 
@@ -75,17 +85,27 @@ def proximal_map(
 
     data = A.H(weighted(problem.y if y is None else y))
 
-    def proximal(estimate: Tensor, sigma: Tensor) -> Tensor:
+    def proximal(estimate: Tensor, sigma: Tensor, start: Tensor | None = None) -> Tensor:
         rho = like((tau / (trust * torch.as_tensor(sigma).to(estimate))) ** 2, estimate)
-        return cg(lambda z: A.H(weighted(A(z))) + rho * z, data + rho * estimate, estimate, max_iterations=iterations)
+        return cg(
+            lambda z: A.H(weighted(A(z))) + rho * z, data + rho * estimate, estimate if start is None else start,
+            max_iterations=iterations, tolerance=tolerance,
+        )  # fmt: skip
 
     return proximal
 
 
 def splitting(
-    prior: Denoiser, problem: Problem, levels: Tensor, *, relaxation: float, trust: float, iterations: int | Tensor
+    prior: Denoiser,
+    problem: Problem,
+    levels: Tensor,
+    *,
+    relaxation: float,
+    trust: float,
+    iterations: int | Tensor,
+    tolerance: float | Tensor = 0.0,
 ) -> Iterator[Tensor]:
-    """The image's iteration of the module's head, from the least squares of ten CG steps: z − u after every evaluation of D.
+    """The image's iteration of the module's head, from the least squares of ten CG steps: P(z − u) after every evaluation of D.
 
     Args:
         prior: D.
@@ -93,37 +113,41 @@ def splitting(
         levels: σ, in the unit of the images.
         relaxation: α.
         trust, iterations: of P, see `proximal_denoiser`.
+        tolerance: of CG.
     """
-    proximal = proximal_map(problem, trust, iterations)
-    x = z = cgls(problem.A, problem.y, max_iterations=10, weights=noise_weights(problem)[0])
-    u = torch.zeros_like(z)
+    proximal = proximal_map(problem, trust, iterations, tolerance=tolerance)
+    weights, tau = noise_weights(problem)
+    x = z = cgls(problem.A, problem.y, max_iterations=10, weights=weights)
+    u = pull = torch.zeros_like(z)
     for k, (sigma, following) in enumerate(itertools.zip_longest(levels, levels[1:], fillvalue=levels[-1])):
-        if k:
-            x = proximal(z - u, sigma)
         relaxed = relaxation * x + (1 - relaxation) * z
         z = posed(prior, k)(relaxed + u, sigma)
-        u = (u + relaxed - z) * (following / sigma) ** 2
-        yield z - u
+        fall = (following / sigma) ** 2
+        u = (u + relaxed - z) * fall
+        x = proximal(z - u, following, z - u + pull * fall)
+        pull = torch.where(like(tau, x) > 0, x - (z - u), 0)
+        yield x
 
 
 @dataclass(frozen=True, eq=False)
 class Proximal:
     """CG data consistency on the denoised estimate: an image in about 30 network evaluations, and draws around it.
 
-    The defaults of sigma_max, sigma_min and relaxation are what `scoreinv tune` found on two validation patients (23 views, 0.5 % noise, 20
-    levels; benchmarks/results/tuned_proximal.json), rounded; they hold on others and without noise (benchmarks/few_view.py). The trust lies
-    between what suits few views (2 or more) and noisy data of many (1.5): benchmarks/trust.py.
+    The defaults of sigma_min and relaxation are what `scoreinv tune` found on two validation patients (23 views, 0.5 % noise, 20 levels;
+    benchmarks/results/tuned_proximal.json), rounded; they hold on others and without noise (benchmarks/few_view.py). It found 0.6 for
+    sigma_max; 1 is as good there and 0.3 dB better within an arc. The trust lies between what suits few views (2 or more) and noisy data of
+    many (1.5): benchmarks/trust.py.
 
     Attributes:
         prior: the denoiser D; its `scale` is the size of its own unit in the unit of the images.
         samples: draws, whose mean is the image; 1 gives the image alone, without uncertainty.
         n_levels: evaluations for the image.
-        sigma_max: first noise level, in the prior's own unit; None takes 0.6 where A sees every pixel, 3 where it does not.
+        sigma_max: first noise level, in the prior's own unit; None takes 1 where A sees every pixel, 3 where it does not.
         sigma_min: last noise level.
         relaxation: α.
         trust: r / σ, see `proximal_denoiser`; looked at for noisy data only. 1 is exact for a Gaussian prior (the image is then
             the posterior mean); the shipped network's estimate is further off than its noise level says.
-        iterations: CG steps an evaluation; None takes 20, and 10 for noise-free data, where nothing but stopping early keeps out what the
+        iterations: CG steps an evaluation; None takes 50 at most, and 10 for noise-free data, where nothing but stopping early keeps out what the
             operator gets wrong (0.4 dB better for data of a finer grid, 0.1 dB worse for data of the operator itself).
         draw_levels: evaluations for each draw.
         draw_sigma: noise level that a draw starts from, in the prior's own unit.
@@ -137,8 +161,8 @@ class Proximal:
     relaxation: float = 1.9
     trust: float = 1.75
     iterations: int | None = None
-    draw_levels: int = 8
-    draw_sigma: float = 0.6
+    draw_levels: int = 10
+    draw_sigma: float = 10.0
 
     def __post_init__(self) -> None:
         steps = 1 if self.iterations is None else self.iterations
@@ -167,36 +191,35 @@ class Proximal:
 
     def image(self, problem: Problem) -> Tensor:
         """The image alone, (batch, *A.in_shape), of a problem of one batch dimension; there is no randomness in it."""
-        first = self.sigma_max or (0.6 if sees_every_pixel(problem) else 3.0)
+        first = self.sigma_max or (1.0 if sees_every_pixel(problem) else 3.0)
         levels = (geometric(self.n_levels, self.sigma_min, first)[:-1] * scale_of(self.prior)).to(problem.y)
-        iterations = self._iterations(problem)
         steps = splitting(
-            self.prior, problem, levels, relaxation=self.relaxation, trust=self.trust, iterations=iterations
+            self.prior, problem, levels, relaxation=self.relaxation, trust=self.trust, **self._cg(problem)
         )
-        pulled = last(track(steps, "image", self.n_levels))
-        return proximal_map(problem, self.trust, iterations)(pulled, levels[-1])
+        return last(track(steps, "image", self.n_levels))
 
     def draws(self, problem: Problem, image: Tensor, rngs: list[Generator]) -> Iterator[Tensor]:
         """x on the way of ancestral steps from the image, before the draws are moved."""
         sigmas = (karras(self.draw_levels, self.sigma_min, self.draw_sigma) * scale_of(self.prior)).to(image)
-        std, iterations = torch.as_tensor(problem.noise_std).to(problem.y), self._iterations(problem)
+        std, effort = torch.as_tensor(problem.noise_std).to(problem.y), self._cg(problem)
         turns = iter(range(self.draw_levels))
 
         def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
             turn = next(turns)
             estimate = posed(self.prior, turn)(x, sigma)
             if turn == self.draw_levels - 1:
-                return gaussian_draw(problem, estimate, sigma, rngs, iterations=iterations)
+                return gaussian_draw(problem, estimate, sigma, rngs, iterations=effort["iterations"])
             noisy = problem.y + std * normal(rngs, problem.y)
-            return proximal_map(problem, self.trust, iterations, y=noisy)(estimate, sigma)
+            return proximal_map(problem, self.trust, y=noisy, **effort)(estimate, sigma)
 
         return sample(denoiser, image + sigmas[0] * normal(rngs, image), sigmas, step=Ancestral(), rngs=rngs)
 
-    def _iterations(self, problem: Problem) -> int | Tensor:
-        """CG steps of each member."""
+    def _cg(self, problem: Problem) -> dict[str, Any]:
+        """Steps of each member, and the tolerance that ends them."""
         if self.iterations is not None:
-            return self.iterations
-        return torch.where(noise_weights(problem)[1].flatten() > 0, 20, 10)
+            return {"iterations": self.iterations}
+        noisy = noise_weights(problem)[1] > 0
+        return {"iterations": torch.where(noisy, 50, 10), "tolerance": torch.where(noisy, TOLERANCE, 0.0)}
 
 
 def sees_every_pixel(problem: Problem) -> bool:
