@@ -30,10 +30,11 @@ Source of the weights: van Aarle et al., Fast and flexible X-ray tomography usin
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +70,8 @@ class CTOperator(LinearOperator):
     detector_offset_mm: float
     weights: str
     memory_budget_bytes: int
+    turn: ClassVar[float] = 2 * math.pi
+    """After which views repeat or are their own mirror images [rad]."""
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -77,6 +80,12 @@ class CTOperator(LinearOperator):
     @property
     def out_shape(self) -> tuple[int, ...]:
         return (len(self.angles), self.n_detectors)
+
+    def covered(self) -> float:
+        """Share of a turn within which the views lie, the widest gap between them left out: 1 for views all round."""
+        at = sorted(angle % self.turn for angle in self.angles)
+        gaps = sorted(b - a for a, b in itertools.pairwise([*at, at[0] + self.turn]))
+        return min(1.0, 1 - (gaps[-1] - gaps[len(gaps) // 2]) / self.turn)
 
     @property
     def detector_positions_mm(self) -> tuple[float, ...]:
@@ -195,6 +204,7 @@ class ParallelBeamCT(CTOperator):
         MemoryWarning: the matrix exceeds the budget.
     """
 
+    turn: ClassVar[float] = math.pi
     image_shape: tuple[int, int]
     angles: Sequence[float]
     n_detectors: int

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from scoreinv.calibration import Calibration, Case, calibrated, conformal_factor
+from scoreinv.calibration import Calibration, Case, calibrated, check_enough
 from scoreinv.files.images import read_image_set
 from scoreinv.progress import track
 from scoreinv.reconstruction import conditions_of, reconstruct
@@ -50,7 +50,7 @@ def calibrate(
     """
     data = read_image_set(images)
     chosen = data.one_per_patient()
-    conformal_factor([torch.zeros(1)] * max(len(chosen) - 1, 0), level)  # enough patients? before hours of work
+    check_enough(len(chosen), level)  # before hours of work
     cases, conditions = [], None
     for k, i in enumerate(track(chosen, "calibrate", len(chosen))):
         scan = patient_scan(data, i, operator, arguments, relative_noise=relative_noise, seed=seed + k)

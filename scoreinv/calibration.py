@@ -38,6 +38,8 @@ POOLED_PIXELS = 1.0
 TISSUE_HU = -900.0
 SIMILAR = 1.5
 """Ratio of numbers of views, and of noise levels, up to which scans count as alike."""
+SIMILAR_ARC = 0.1
+"""Difference of the shares of a turn up to which they do."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Conditions:
         n_views: of the scan (its first data dimension).
         relative_noise: standard deviation of the noise over the mean of the data.
         settings: all others of the method, defaults included, as JSON has them.
+        arc: share of a turn within which the views lie (`CTOperator.covered`); 1 for other operators.
     """
 
     operator: str
@@ -61,6 +64,7 @@ class Conditions:
     n_views: int
     relative_noise: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    arc: float = 1.0
 
     def cover(self, other: Conditions) -> bool:
         """Whether a calibration under these conditions holds under the others."""
@@ -76,6 +80,8 @@ class Conditions:
         """Whether everything but the settings is near enough."""
         same = ("operator", "method", "prior")
         if any(getattr(self, k) != getattr(other, k) for k in same):
+            return False
+        if abs(self.arc - other.arc) > SIMILAR_ARC:
             return False
         noise = max(self.relative_noise, 1e-6) / max(other.relative_noise, 1e-6)
         ratios = (self.n_views / max(other.n_views, 1), noise)
@@ -135,6 +141,18 @@ class Case:
         return score[tissue].sort().values
 
 
+def _needed(level: float) -> int:
+    return math.ceil(1 / (1 - level) - 1e-9) - 1
+
+
+def check_enough(patients: int, level: float) -> None:
+    """Raises ValueError where so many patients are too few for a factor from all but one of them."""
+    if patients < _needed(level) + 1:
+        raise ValueError(
+            f"a level of {level} needs at least {_needed(level) + 1} patients, got {patients}: each is left out once"
+        )
+
+
 def conformal_factor(scores: Sequence[Tensor], level: float) -> float:
     """The smallest q of eq. (2).
 
@@ -146,9 +164,8 @@ def conformal_factor(scores: Sequence[Tensor], level: float) -> float:
         ValueError: too few patients: even with nothing outside, (2) asks for 1 / (n + 1) <= 1 − level.
     """
     n, alpha = len(scores), 1 - level
-    needed = math.ceil(1 / alpha - 1e-9) - 1
-    if n < needed:
-        raise ValueError(f"a level of {level} needs at least {needed} patients, got {n}")
+    if n < _needed(level):
+        raise ValueError(f"a level of {level} needs at least {_needed(level)} patients, got {n}")
 
     def outside(q: float) -> float:
         return sum(1 - float(torch.searchsorted(s, q, right=True)) / max(len(s), 1) for s in scores)
@@ -166,6 +183,7 @@ def calibrated(cases: Sequence[Case], conditions: Conditions, level: float) -> C
     Raises:
         ValueError: too few patients for the level, one of them left out.
     """
+    check_enough(len(cases), level)
     scores = [case.scores() for case in cases]
     z = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
     before = [_share((c.mean - c.truth).abs() <= z * c.std, c.mean > TISSUE_HU) for c in cases]

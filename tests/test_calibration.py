@@ -68,7 +68,7 @@ def test_coverage_of_new_patients_is_at_least_the_level() -> None:
 def test_too_few_patients() -> None:
     with pytest.raises(ValueError, match=r"a level of 0\.9 needs at least 9 patients, got 8"):
         conformal_factor([torch.ones(3)] * 8, 0.9)
-    with pytest.raises(ValueError, match="at least 9 patients, got 8"):
+    with pytest.raises(ValueError, match="at least 10 patients, got 9"):
         calibrated(patients(9, 0), CONDITIONS, 0.9)  # one is left out in turn
 
 
@@ -94,6 +94,7 @@ def test_the_variance_is_pooled_over_neighbours(rng: torch.Generator) -> None:
     ("changes", "holds"),
     [({}, True), ({"n_views": 30}, True), ({"n_views": 60}, False), ({"relative_noise": 0.0}, False), ({"samples": 8}, False),
      ({"relative_noise": 0.007}, True), ({"operator": "FanBeamCT"}, False), ({"prior": "def"}, False), ({"method": "dds"}, False),
+     ({"arc": 0.95}, True), ({"arc": 1 / 3}, False),
      ({"settings": {"n_levels": 30.0, "sigma_max": None}}, True), ({"settings": {"n_levels": 20, "sigma_max": None}}, False),
      ({"settings": {"n_levels": 30, "sigma_max": 3}}, False), ({"settings": {"n_levels": 30, "sigma_max": None, "x": 1}}, False)],
 )  # fmt: skip

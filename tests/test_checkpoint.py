@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Generator
 
+from scoreinv.priors import shipped
 from scoreinv.priors.checkpoint import FORMAT, checksum, load_prior, save_prior, write_cards
 from scoreinv.priors.network import EDMDenoiser, UNetConfig
 
@@ -30,6 +31,17 @@ def model(rng: Generator) -> EDMDenoiser:
 def path(model: EDMDenoiser, tmp_path: Path) -> Path:
     save_prior(model, tmp_path / "prior.safetensors", {"data": "noise", "steps": 7})
     return tmp_path / "prior.safetensors"
+
+
+def test_weights_that_were_trained_anew_are_loaded_anew(path: Path, model: EDMDenoiser) -> None:
+    x, sigma = torch.ones(1, 1, 16, 16), torch.ones(1)
+    one, first = shipped.load_network(path)(x, sigma), shipped.identity(path)["sha256"]
+    assert shipped.load_network(path) is shipped.load_network(path)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    save_prior(model, path, {"data": "noise", "steps": 9})
+    assert shipped.identity(path)["sha256"] != first and not torch.allclose(shipped.load_network(path)(x, sigma), one)
 
 
 def edit_card(path: Path, **changes: Any) -> None:

@@ -225,6 +225,16 @@ def test_autocast_leaves_the_physics_alone(batch, rng) -> None:
         assert A.norm_squared() == pytest.approx(parallel().norm_squared(), rel=1e-6)
 
 
+@pytest.mark.parametrize("start", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize(("arc", "parallel", "fan"), [(60, 1 / 3, 1 / 6), (180, 1.0, 0.5), (360, 1.0, 1.0)])
+def test_the_share_of_a_turn_that_views_cover(arc: float, parallel: float, fan: float, start: float) -> None:
+    angles = [start + angle for angle in equispaced_angles(60, math.radians(arc))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # views that are held twice
+        made = ParallelBeamCT((12, 16), angles, 24), FanBeamCT((12, 16), angles, 44, 60.0, 30.0)
+    assert [A.covered() for A in made] == pytest.approx([parallel, fan])
+
+
 def test_angles_come_in_any_form() -> None:
     angles = equispaced_angles(5)
     for form in (list(angles), np.array(angles), torch.tensor(angles, dtype=torch.float64)):

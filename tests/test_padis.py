@@ -113,6 +113,14 @@ def test_gradients_pass() -> None:
     torch.testing.assert_close(transposed(torch.ones_like(x)), 2 * x)
 
 
+def test_gradients_are_counted_an_image() -> None:
+    counted = Counted(lambda x, sigma: x**2)
+    x = torch.randn(2, 40, 40, generator=rng())
+    _, transposed = with_gradient(PatchPrior(counted, streams(2), patch=16), x, torch.tensor(1.0))
+    transposed(torch.ones_like(x))
+    assert (counted.n_evaluations, counted.n_gradients) == (2, 2)
+
+
 def test_images_that_are_refused() -> None:
     with pytest.raises(ValueError, match="expected 1 images"):
         PatchPrior(network(), streams(1))(torch.zeros(2, 40, 40), torch.tensor(1.0))

@@ -25,7 +25,7 @@ from scoreinv.cli import main
 from scoreinv.study import Cell, Row, read
 from scoreinv.study.report import content, html_page, write_report
 from scoreinv.study.report_images import images, packed
-from scoreinv.study.report_statistics import mean_interval, paired_test, problems
+from scoreinv.study.report_statistics import mean_interval, names, paired_test, problems
 from scoreinv.study.store import opened
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror="document.title=1">|`%%DATA%%\u2028& \'"'
@@ -130,6 +130,24 @@ def test_slices_are_averaged_before_patients(folder: Path) -> None:
         assert (value["mean"], value["low"], value["high"]) == pytest.approx((np.mean(own), ends.low, ends.high))
     test = fbp["tests"]["psnr"]
     assert test["n"] == 6 and test["p"] == pytest.approx(stats.wilcoxon(means[1][:6], means[0][:6]).pvalue)
+
+
+def test_methods_of_one_label_are_told_apart() -> None:
+    def row(key: str, prior: str | None = None, **settings: float) -> dict[str, Any]:
+        prior_of = {"prior": prior, "prior_sha256": prior and 3 * prior}
+        return {
+            "key": key,
+            "label": "dds",
+            "method": "dds",
+            **prior_of,
+            **{f"method.{k}": v for k, v in settings.items()},
+        }
+
+    one = [row("a", "ct", eta=0.1), row("b", "ct", eta=0.1)]
+    assert names(one) == {"a": "dds", "b": "dds"}
+    two = [*one, row("c", "ct", eta=0.2)]
+    assert names(two) == {"a": "dds (eta=0.1)", "b": "dds (eta=0.1)", "c": "dds (eta=0.2)"}
+    assert names([row("a", "ct"), row("b", "mr")]) == {"a": "dds (prior ct, ctctct)", "b": "dds (prior mr, mrmrmr)"}
 
 
 def test_another_baseline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

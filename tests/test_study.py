@@ -31,6 +31,7 @@ from scoreinv.study import (
     run,
     table,
 )
+from scoreinv.study.arguments import ArgumentError, resolved
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -309,6 +310,11 @@ def test_table_averages_over_images_and_seeds() -> None:
     assert text.index("## p") < text.index("| b |") < text.index("## q") < text.index("| a | 1 | 1.50 |")
 
 
+def test_settings_are_finite() -> None:
+    with pytest.raises(ArgumentError, match="longest should be a finite number, got inf"):
+        resolved("pigdm", plugins.get("methods", "pigdm"), {"longest": float("inf")}, automatic=["prior"])
+
+
 # TOML
 
 
@@ -389,8 +395,8 @@ def test_the_protocols_with_data(data_folder: Path, tmp_path: Path) -> None:
         for name in ("paper", "views", "dose", "limited_angle", "generalisation")
     }
     assert {name: len(c) for name, c in cells.items()} == {
-        "paper": 14 * 2 * 12, "views": 14 * 6 * 3, "dose": 14 * 2 * 4 * 3, "limited_angle": 14 * 6 * 3,
-        "generalisation": 14 * 3 * 2 * 6,
+        "paper": 14 * 2 * 13, "views": 14 * 6 * 3, "dose": 14 * 2 * 4 * 3, "limited_angle": 14 * 6 * 3,
+        "generalisation": 14 * 3 * 2 * 7,
     }  # fmt: skip
     patients = {c.image["patient"]: c.image["fine"] for c in cells["paper"]}
     assert len(patients) == 14 and sum(fine is not None for fine in patients.values()) == 5

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with progress.quiet() if arguments.quiet else contextlib.nullcontext():
             arguments.run(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         print(f"scoreinv: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.options import add_training_run, check_device
+from scoreinv.cli.options import add_operator, add_training_run, check_device, operator_arguments
 
 
 def add_train_baseline(commands: Any) -> argparse.ArgumentParser:
@@ -23,11 +23,7 @@ def add_train_baseline(commands: Any) -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished weights"
     )
     p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
-    p.add_argument("--operator", default="parallel_beam_ct", metavar="NAME", help="see `scoreinv list` (%(default)s)")
-    p.add_argument("--views", type=int, help="number of views, of operators that have views (23)")
-    p.add_argument(
-        "--geometry", action="append", default=[], metavar="KEY=VALUE", help="further arguments of the operator"
-    )
+    add_operator(p)
     p.add_argument(
         "--noise", type=float, nargs="+", metavar="R", help="standard deviations over the mean of the data (0 0.005)"
     )
@@ -55,10 +51,9 @@ def _train_baseline(a: argparse.Namespace) -> None:
     check_device(a.device)
     settings: dict[str, Any] = {"seed": a.seed, "bfloat16": a.bfloat16}
     settings |= {k: v for k, v in (("steps", a.steps), ("noise", a.noise)) if v is not None}
-    views = {} if a.views is None else {"n_views": a.views}
     print(
         train_baseline(
-            a.method, a.data, a.out, validation=a.validation, operator=a.operator, arguments=views | parse_settings(a.geometry),
+            a.method, a.data, a.out, validation=a.validation, operator=a.operator, arguments=operator_arguments(a),
             training=settings | parse_settings(a.set), network=parse_settings(a.network), hours=a.hours,
             checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
         )

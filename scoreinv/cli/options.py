@@ -28,6 +28,23 @@ def add_prior(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_operator(p: argparse.ArgumentParser) -> None:
+    """What scans are simulated with; `operator_arguments` reads it."""
+    p.add_argument("--operator", default="parallel_beam_ct", metavar="NAME", help="see `scoreinv list` (%(default)s)")
+    p.add_argument("--views", type=int, help="number of views, of operators that have views (23)")
+    p.add_argument(
+        "--geometry", action="append", default=[], metavar="KEY=VALUE",
+        help="further arguments of the operator, such as arc=1.7453 (radians, 100 degrees)",
+    )  # fmt: skip
+
+
+def operator_arguments(a: argparse.Namespace) -> dict[str, Any]:
+    """Raises ValueError for what is not KEY=VALUE."""
+    from scoreinv.configure import parse_settings
+
+    return ({} if a.views is None else {"n_views": a.views}) | parse_settings(a.geometry)
+
+
 def add_class(p: argparse.ArgumentParser) -> None:
     """What turns a prior towards a class."""
     p.add_argument(

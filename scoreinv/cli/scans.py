@@ -95,7 +95,7 @@ def _simulate(a: argparse.Namespace) -> None:
 PRESETS = {
     "fast": "the image alone in a third of the default's evaluations",
     "best": "the best image, alone",
-    "calibrated": "draws whose spread is as large as their error, in five times the default's evaluations",
+    "calibrated": "draws whose spread is as large as their error, in 2.7 times the default's evaluations",
 }
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.options import add_prior, check_device
+from scoreinv.cli.options import add_operator, add_prior, check_device, operator_arguments
 
 
 def add_calibrate(commands: Any) -> argparse.ArgumentParser:
@@ -18,8 +18,7 @@ def add_calibrate(commands: Any) -> argparse.ArgumentParser:
     )
     p.add_argument("data", nargs="+", type=Path, help="CT images of patients that the prior was not trained on")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="calibrations to write, or to add to")
-    p.add_argument("--operator", default="parallel_beam_ct", metavar="NAME", help="see `scoreinv list` (%(default)s)")
-    p.add_argument("--views", type=int, default=23, help="number of views (%(default)s)")
+    add_operator(p)
     p.add_argument(
         "--noise",
         type=float,
@@ -48,10 +47,10 @@ def _calibrate(a: argparse.Namespace) -> None:
     check_writable(a.out)
     earlier = read_calibrations(a.out) if a.out.exists() else []
     found = calibrate(
-        a.data, a.operator, {"n_views": a.views}, relative_noise=a.noise, level=a.level, method=a.method, samples=a.samples,
+        a.data, a.operator, operator_arguments(a), relative_noise=a.noise, level=a.level, method=a.method, samples=a.samples,
         prior=a.prior, settings=configure.parse_settings(a.set), seed=a.seed, device=a.device,
     )  # fmt: skip
-    kept = [c for c in earlier if c.conditions != found.conditions]
+    kept = [c for c in earlier if (c.conditions, c.level) != (found.conditions, found.level)]
     write_calibrations(a.out, [*kept, found])
     print(
         f"{a.out}: factor {found.factor:.2f} for intervals of {found.level:.0%}; the draws alone hold {found.coverage_before:.0%} of the "

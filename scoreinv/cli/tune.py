@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from scoreinv.cli.options import add_prior, check_device
+from scoreinv.cli.options import add_operator, add_prior, check_device, operator_arguments
 
 
 def add_tune(commands: Any) -> argparse.ArgumentParser:
@@ -20,8 +20,7 @@ def add_tune(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("method", help="see `scoreinv list`")
     p.add_argument("data", nargs="+", type=Path, help="CT images of patients that the prior was not trained on")
     p.add_argument("--out", type=Path, required=True, metavar="TUNED.json", help="file to write, or to add to")
-    p.add_argument("--operator", default="parallel_beam_ct", metavar="NAME", help="see `scoreinv list` (%(default)s)")
-    p.add_argument("--views", type=int, default=23, help="number of views (%(default)s)")
+    add_operator(p)
     p.add_argument(
         "--noise", type=float, nargs="+", default=[0.005], metavar="R",
         help="standard deviation over the mean of the data; a search for each (%(default)s)",
@@ -58,7 +57,7 @@ def _tune(a: argparse.Namespace) -> None:
     for noise in a.noise:
         found = tune(
             a.data, a.method, relative_noise=noise, trials=a.trials, storage=a.out.with_suffix(".journal"), operator=a.operator,
-            arguments={"n_views": a.views}, ranges=parse_ranges(a.method, a.range) or None, objective=a.objective,
+            arguments=operator_arguments(a), ranges=parse_ranges(a.method, a.range) or None, objective=a.objective,
             patients=a.patients, samples=a.samples, prior=a.prior, settings=parse_settings(a.set), seed=a.seed, device=a.device,
         )  # fmt: skip
         save(a.out, a.method, found)

@@ -238,5 +238,6 @@ def summary(volume: VolumeFile) -> str:
     done, s = volume.done, volume.settings
     shape = " x ".join(map(str, volume.group["mean"].shape[1:]))
     chi2 = volume.figures("chi2")[done]
-    fit = f", chi^2 {np.nanmean(chi2):.3g}" if np.isfinite(chi2).any() else ""
+    figure = "chi^2" if (volume.figures("noise_std")[done] > 0).any() else "relative residual"
+    fit = f", {figure} {np.nanmean(chi2):.3g}" if np.isfinite(chi2).any() else ""
     return f"volume, {done.sum()} of {len(volume)} slices of {shape}, {s['method']}, {', '.join(volume.names)}{fit}"

@@ -156,7 +156,10 @@ class PatchPrior:
         n = grid.rows * grid.columns
         boxes = torch.cat([grid.boxes(place) for place in places]).to(x)
         clean = placed(self.prior)(grid.cut(grid.laid(x, air, places)), sigma.repeat_interleave(n), boxes)
-        return grid.taken(grid.joined(clean), places)
+        images = grid.taken(grid.joined(clean), places)
+        if isinstance(self.prior, Counted):
+            self.prior.watch(images)
+        return images
 
 
 @dataclass(frozen=True, eq=False)

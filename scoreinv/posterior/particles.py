@@ -35,7 +35,8 @@ class Weighted:
     Attributes:
         images: (particles, *batch, *image_shape).
         log_weights: (particles, *batch) in float64, not normalised.
-        log_evidence: (*batch), estimate of the logarithm of the density of what the filter takes for its data.
+        log_evidence: (*batch), estimate of the logarithm of the density of what the filter takes for its data, without the Σ ln(σ_y √2π) of
+            their normal law.
     """
 
     images: Tensor

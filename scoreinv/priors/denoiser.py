@@ -187,9 +187,13 @@ class Counted:
     def _counted(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
         self.n_evaluations += x.shape[0]
         out = denoiser(x, sigma)
+        self.watch(out)
+        return out
+
+    def watch(self, out: Tensor) -> None:
+        """Count a gradient when one goes back through this result (batch, ...)."""
         if out.requires_grad:
             out.register_hook(self._went_back)  # type: ignore[no-untyped-call]
-        return out
 
     def _went_back(self, gradient: Tensor) -> None:
         self.n_gradients += gradient.shape[0]

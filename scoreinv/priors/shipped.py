@@ -44,8 +44,13 @@ def _folder() -> Path:
     return Path(str(files("scoreinv.priors.weights")))
 
 
+def _changed(path: Path) -> int:
+    """When a file was last written, so that weights that were trained anew are loaded anew."""
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
 @functools.lru_cache(maxsize=4)
-def _loaded(path: Path, device: str) -> tuple[EDMDenoiser, dict[str, Any]]:
+def _loaded(path: Path, changed: int, device: str) -> tuple[EDMDenoiser, dict[str, Any]]:
     model, card = load_prior(path)
     return model.to(device).to(memory_format=torch.channels_last), card  # type: ignore[call-overload]
 
@@ -56,11 +61,12 @@ def load_network(path: str | Path | None = None, device: str = "cpu") -> EDMDeno
     Raises:
         FileNotFoundError, ValueError: see `load_prior`.
     """
-    return _loaded(prior_path(path), device)[0]
+    found = prior_path(path)
+    return _loaded(found, _changed(found), device)[0]
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded_conditional(path: Path, device: str) -> tuple[ConditionalDenoiser, dict[str, Any]]:
+def _loaded_conditional(path: Path, changed: int, device: str) -> tuple[ConditionalDenoiser, dict[str, Any]]:
     model, card = load_conditional(path)
     return model.to(device), card
 
@@ -71,11 +77,11 @@ def class_prior(path: Path, *, pixel_mm: float | None = None, device: str = "cpu
     Raises:
         FileNotFoundError, ValueError: see `load_conditional`, or the network has no classes.
     """
-    return ClassPrior(_loaded_conditional(path, device)[0], pixel_mm)
+    return ClassPrior(_loaded_conditional(path, _changed(path), device)[0], pixel_mm)
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded_latent(path: Path, pixel_mm: float | None, device: str) -> tuple[LatentPrior, dict[str, Any]]:
+def _loaded_latent(path: Path, changed: int, pixel_mm: float | None, device: str) -> tuple[LatentPrior, dict[str, Any]]:
     return load_latent_prior(path, pixel_mm=pixel_mm, device=device)
 
 
@@ -85,7 +91,7 @@ def image_prior(
     """A prior of CT images in u = HU / 1000, of their latents, or one that knows classes, as its card says; arguments as for `ct_prior`."""
     found = prior_path(path)
     if is_latent(found):
-        return _loaded_latent(found, pixel_mm, device)[0]
+        return _loaded_latent(found, _changed(found), pixel_mm, device)[0]
     if knows_classes(found):
         return class_prior(found, pixel_mm=pixel_mm, device=device)
     return NetworkPrior(load_network(path, device), pixel_mm)
@@ -117,11 +123,11 @@ def prior_card(path: str | Path | None = None) -> dict[str, Any]:
     """What is known about a prior (see `priors.checkpoint.save_prior`), and its `name`."""
     found = prior_path(path)
     if is_latent(found):
-        card = _loaded_latent(found, None, "cpu")[1]
+        card = _loaded_latent(found, _changed(found), None, "cpu")[1]
     elif knows_classes(found):
-        card = _loaded_conditional(found, "cpu")[1]
+        card = _loaded_conditional(found, _changed(found), "cpu")[1]
     else:
-        card = _loaded(found, "cpu")[1]
+        card = _loaded(found, _changed(found), "cpu")[1]
     return {"name": found.stem, **card}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -46,6 +47,8 @@ def resolved(
         if key not in known:
             hint = did_you_mean(key, known)
             raise ArgumentError(f"{what} has no argument {key!r}.{hint} Known: {', '.join(sorted(known))}", key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ArgumentError(f"{what}: {key} should be a finite number, got {value}", key)
         if not fits(value, hints.get(key, Any)):
             raise ArgumentError(f"{what}: {key} should be {_words(hints[key])}, got {value!r}", key)
     missing = [k for k, p in known.items() if p.default is p.empty and k not in given]

@@ -22,6 +22,7 @@ from scoreinv.calibration import TISSUE_HU
 from scoreinv.linop import LinearOperator
 from scoreinv.priors.denoiser import Counted
 from scoreinv.priors.shipped import ct_prior
+from scoreinv.priors.shipped import identity as identity_of
 from scoreinv.problem import Problem, simulate, simulate_counts
 from scoreinv.study import lodopab
 from scoreinv.study.arguments import different
@@ -93,6 +94,10 @@ def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.
     def prior() -> Counted:
         assert cell.prior is not None
         name = str(located(cell.prior["name"]))
+        if (found := identity_of(name)["sha256"]) != cell.prior["sha256"]:
+            raise ValueError(
+                f"{name}: the weights are not those that the sweep began with ({found[:12]}); start it again"
+            )
         counted.append(Counted(ct_prior(name, mu_water_per_mm=mu_water, pixel_mm=pixel_mm, device=device)))
         return counted[0]
 

@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 
 from scoreinv.calibration import TISSUE_HU
-from scoreinv.study.report_statistics import METHOD, PROBLEM, names, unit
-from scoreinv.study.tables import groups
+from scoreinv.study.report_statistics import names, unit
+from scoreinv.study.tables import METHOD, PROBLEM, groups
 
 Row = Mapping[str, Any]
 IMAGES_MIB = 16.0

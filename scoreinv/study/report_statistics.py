@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoreinv.plugins import did_you_mean
-from scoreinv.study.tables import FURTHER, groups
+from scoreinv.study.tables import FURTHER, METHOD, PROBLEM, groups
 
 Row = Mapping[str, Any]
 BASELINE = "fista_tv"
-PROBLEM = ("image.source", "image.phantom", "image.size", "image.shape", "operator", "noise", "simulate")
-METHOD = ("method", "prior_sha256")
-"""Columns and parts in which the rows of a problem, of a method agree."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +129,28 @@ def problems(rows: Sequence[Row], baseline: str | None = None) -> list[dict[str,
 
 
 def names(rows: Sequence[Row]) -> dict[str, str]:
-    """What tables call the method of a row, for each `key`: its label, with the prior where the label has several."""
+    """What tables call the method of a row, for each `key`: its label, and where several share it the settings and the prior that tell
+    them apart."""
     lines = groups(rows, METHOD)
     labels = [line[-1]["label"] for line in lines]
+    told = [
+        _told(line[-1], [other[-1] for other in lines if other[-1]["label"] == line[-1]["label"]]) for line in lines
+    ]
     found: dict[str, str] = {}
     for k, line in enumerate(lines):
-        name = labels[k]
-        if labels.count(name) > 1:
-            prior = line[-1]["prior"]
-            name += f" (prior {prior}, {line[-1]['prior_sha256'][:8]})" if prior else f" ({labels[:k].count(name) + 1})"
-        found |= {row["key"]: name for row in line}
+        earlier = [told[j] for j in range(k) if labels[j] == labels[k]]
+        words = [*told[k], *([str(earlier.count(told[k]) + 1)] if told[k] in earlier else [])]
+        found |= {row["key"]: f"{labels[k]} ({', '.join(words)})" if words else labels[k] for row in line}
     return found
+
+
+def _told(row: Row, others: Sequence[Row]) -> list[str]:
+    """What tells a method from the others of its label."""
+    differing = [k for k in row if k.startswith("method.") and len({repr(o.get(k)) for o in others}) > 1]
+    words = [f"{k.partition('.')[2]}={row[k]}" for k in differing]
+    if row["prior"] and len({o["prior_sha256"] for o in others}) > 1:
+        words.append(f"prior {row['prior']}, {row['prior_sha256'][:8]}")
+    return words
 
 
 def unit(row: Row) -> str:

@@ -38,6 +38,13 @@ def further(present: Collection[str]) -> dict[str, tuple[str, str]]:
     return {k: (words, form) for k, (words, form, needed) in FURTHER.items() if needed in present}
 
 
+PROBLEM = (
+    "image.source", "image.part", "image.phantom", "image.size", "image.width_mm", "image.shape", "operator", "noise", "simulate",
+)  # fmt: skip
+METHOD = ("method", "prior_sha256")
+"""Columns and parts in which the rows of a problem, of a method agree."""
+
+
 def table(rows: Sequence[Row], title: str = "") -> str:
     """The text; figures that no row of a line has are "-".
 
@@ -46,16 +53,14 @@ def table(rows: Sequence[Row], title: str = "") -> str:
         title: above it.
     """
     lines = [f"# {title}", ""] if title else []
-    for problem in groups(
-        rows, ("image.source", "image.phantom", "image.size", "image.shape", "operator", "noise", "simulate")
-    ):
+    for problem in groups(rows, PROBLEM):
         columns = COLUMNS | further({k for row in problem for k in FURTHER if row.get(k)})
         n_images = len({row["image"] for row in problem})
         lines += [f"## {problem[-1]['problem']}", ""]
         lines += [f"Means over {n_images} image{'s' * (n_images != 1)}; a row is an image with a seed.", ""]
         lines += [f"| method | rows | {' | '.join(words for words, _ in columns.values())} |"]
         lines += ["| --- " * (len(columns) + 2) + "|"]
-        lines += [_line(method, columns) for method in groups(problem, ("method", "prior_sha256"))]
+        lines += [_line(method, columns) for method in groups(problem, METHOD)]
         lines += [""]
     return "\n".join(lines)
 

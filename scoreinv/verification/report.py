@@ -22,7 +22,7 @@ from scoreinv.verification.run import Case, Figures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KEYS = ("case", "method", "settings")
+KEYS = ("case", "method", "settings", "made")
 NUMBERS = tuple(f.name for f in fields(Figures))
 COLUMNS = {
     "problems": ("problems", ""),
@@ -46,15 +46,15 @@ ACROSS = 3
 """Cases side by side in the picture."""
 
 
-def append(path: Path, case: str, method: str, settings: str, figures: Figures) -> None:
-    """Add a row to a CSV file, which is made with its header where there is none; flushed to the disk."""
+def append(path: Path, key: tuple[str, str, str, str], figures: Figures) -> None:
+    """Add a row to a CSV file, which is made with its header where there is none; flushed to the disk. The key is that of KEYS."""
     new = not path.is_file()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*KEYS, *NUMBERS], lineterminator="\n")
         if new:
             writer.writeheader()
         numbers = {k: f"{v:.4g}" for k, v in asdict(figures).items()}
-        writer.writerow({"case": case, "method": method, "settings": settings, **numbers})
+        writer.writerow(dict(zip(KEYS, key, strict=True)) | numbers)
         file.flush()
         os.fsync(file.fileno())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scoreinv import configure
 from scoreinv.files.atomic import replacing
 from scoreinv.progress import track
 from scoreinv.verification import report
@@ -22,7 +24,8 @@ def verification_table(
 ) -> list[Path]:
     """Fill in what is missing of the table in a folder: verification.csv, .md and .png.
 
-    Rows that are there are not computed again, whatever stopped the run that made them. A method that fails on a case is
+    Rows that are there are not computed again, whatever stopped the run that made them, unless a default of their method or the seed has
+    changed: those stay in the CSV and leave the table. A method that fails on a case is
     warned about and left out of its table.
 
     Args:
@@ -41,15 +44,15 @@ def verification_table(
     _check("case", only, [c.name for c in known])
     _check("method", methods, sorted({entry.method for entry in METHODS}))
     rows = folder / f"{NAME}.csv"
-    done = {(r["case"], r["method"], r["settings"]) for r in report.read(rows)}
-    for case, entry in track(list(_missing(known, methods, only, done)), "verify"):
+    done = {tuple(r.get(k, "") for k in report.KEYS) for r in report.read(rows)}
+    for case, entry, key in track(list(_missing(known, methods, only, seed, done)), "verify"):
         try:
             figures = verify(case, entry.method, entry.all_settings, seed)
         except (ArithmeticError, ValueError, RuntimeError) as error:
             warnings.warn(f"{entry.method} on {case.name}: {error}", stacklevel=2)
             continue
-        report.append(rows, case.name, entry.method, written(entry.settings), figures)
-    table = report.read(rows)
+        report.append(rows, key, figures)
+    table = current(report.read(rows), seed)
     with replacing(folder / f"{NAME}.md") as temporary:
         temporary.write_text(report.markdown(table, known, PREFACE), encoding="utf-8")
     report.picture(folder / f"{NAME}.png", table, known)
@@ -61,15 +64,27 @@ def written(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
 
 
+def made(entry: Entry, seed: int) -> str:
+    """A checksum of all settings, defaults included, and the seed: rows that were made with others do not count."""
+    settings = configure.default_settings(entry.method) | configure.json_values(entry.all_settings)
+    return hashlib.sha256(json.dumps([settings, seed], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def current(rows: Sequence[dict[str, str]], seed: int) -> list[dict[str, str]]:
+    """The rows of a file that the entries of today would make."""
+    known = {(e.method, written(e.settings), made(e, seed)) for e in METHODS}
+    return [r for r in rows if (r["method"], r["settings"], r.get("made", "")) in known]
+
+
 def _missing(
-    known: list[Case], methods: Sequence[str], only: Sequence[str], done: set[tuple[str, str, str]]
-) -> Iterator[tuple[Case, Entry]]:
+    known: list[Case], methods: Sequence[str], only: Sequence[str], seed: int, done: set[tuple[str, ...]]
+) -> Iterator[tuple[Case, Entry, tuple[str, str, str, str]]]:
     for case in known:
         for entry in METHODS:
             asked = (not methods or entry.method in methods) and (not only or case.name in only)
-            new = (case.name, entry.method, written(entry.settings)) not in done
-            if asked and new and entry.fits(case.reference.A):
-                yield case, entry
+            key = (case.name, entry.method, written(entry.settings), made(entry, seed))
+            if asked and key not in done and entry.fits(case.reference.A):
+                yield case, entry, key
 
 
 def _check(what: str, given: Sequence[str], known: list[str]) -> None:
