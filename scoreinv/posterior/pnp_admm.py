@@ -4,7 +4,7 @@
     z ← D(x + u, σ)
     u ← u + x − z                                                                                                  (2)
 
-with W = (τ / σ_y)², τ = min σ_y as in `posterior.proximal`, and (1) solved by a few CG steps from z − u; for noise-free data
+with W = (τ / σ_y)², τ = min σ_y as in `posterior.proximal`, and (1) solved by a few CG steps started as there; for noise-free data
 ρ = 0. (Venkatakrishnan, Bouman, Wohlberg 2013, doi:10.1109/GlobalSIP.2013.6737048; σ falling: Chan, Wang, Elgendy 2017,
 arXiv:1605.01710, algorithm 1.) u is the multiplier over ρ, so it is scaled by (σ'/σ)² when σ falls to σ'.
 
