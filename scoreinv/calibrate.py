@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def calibrate(
     data = read_image_set(images)
     chosen = data.one_per_patient()
     check_enough(len(chosen), level)  # before hours of work
-    cases, conditions = [], None
+    cases, misfits, conditions = [], [], None
     for k, i in enumerate(track(chosen, "calibrate", len(chosen))):
         scan = patient_scan(data, i, operator, arguments, relative_noise=relative_noise, seed=seed + k)
         result = reconstruct(
@@ -59,8 +60,10 @@ def calibrate(
         )
         if result.std is None or result.mean_hu is None:
             raise ValueError(f"method {method!r} gives one image without uncertainty; there is nothing to calibrate")
+        misfits.append(1.0 if result.chi2_samples is None else float(result.chi2_samples.mean()))
         std_hu = 1000 * result.std / scan.mu_water_per_mm
         cases.append(Case(result.mean_hu, std_hu, hu_from_mu(torch.as_tensor(scan.problem.truth))))
         conditions = conditions or conditions_of(scan.problem, result)
     assert conditions is not None
-    return calibrated(cases, conditions, level)
+    usual = max(1.0, sum(misfits) / len(misfits))
+    return dataclasses.replace(calibrated(cases, conditions, level), chi2=float(f"{usual:.3g}"))

@@ -102,6 +102,7 @@ class Calibration:
         coverage_before: share of the tissue inside m ± z s with z of the normal law: what the draws claim by themselves.
         coverage_after: mean share inside eq. (1), each patient with the q of the others.
         coverage_least: of the worst patient.
+        chi2: mean of the draws' chi^2 over the patients, at least 1; 1 in files that do not say.
     """
 
     conditions: Conditions
@@ -113,6 +114,7 @@ class Calibration:
     coverage_after: float
     coverage_least: float
     pooled_pixels: float = 0.0
+    chi2: float = 1.0
 
     def half_width(self, std: Tensor, mu_water_per_mm: float) -> Tensor:
         """Half the width of the interval of images (*batch, H, W), in the unit of std [1/mm]."""
@@ -216,7 +218,10 @@ def read_calibrations(path: Path | None = None) -> list[Calibration]:
     """
     source = path or Path(str(files("scoreinv").joinpath("calibrations.json")))
     try:
-        return [_from_dict(entry) for entry in json.loads(source.read_text(encoding="utf-8"))]
+        entries = json.loads(source.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError(f"a list is expected, this is a {type(entries).__name__}")
+        return [_from_dict(entry) for entry in entries]
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{source}: holds no calibrations ({error}); make them with `scoreinv calibrate`") from error
 

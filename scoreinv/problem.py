@@ -81,6 +81,11 @@ class Problem:
             raise ValueError(
                 f"Problem: {type(self.A).__name__} gives data (*batch, {expected}), y has shape {tuple(self.y.shape)}"
             )
+        if not (finite := torch.isfinite(self.y)).all():
+            raise ValueError(
+                f"Problem: {int((~finite).sum())} of {self.y.numel()} data are NaN or infinite, the first at "
+                f"{tuple((~finite).nonzero()[0].tolist())}; mend them, or give them a large noise_std and any value"
+            )
         std = torch.as_tensor(self.noise_std)
         if std.is_complex() or not torch.isfinite(std).all() or (std < 0).any():
             raise ValueError("Problem: noise_std must be real, finite and not negative")

@@ -243,7 +243,8 @@ def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
 
 def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Calibration]) -> Reconstruction:
     """The reconstruction with half the width of its calibrated intervals, where a calibration holds for it; where one would if the
-    method's settings were those that it was measured with, they are noted as `calibration_unfit`."""
+    method's settings were those that it was measured with, they are noted as `calibration_unfit`. None holds for draws that fit the data
+    worse than those that it was measured with: something about such a scan is different."""
     if result.std is None or result.mu_water_per_mm is None:
         return result
     conditions = conditions_of(problem, result)
@@ -252,6 +253,8 @@ def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Cal
         changed = {k: list(values) for k, values in unfit(known, conditions).items()}
         settings = result.settings | ({"calibration_unfit": changed} if changed else {})
         return dataclasses.replace(result, settings=settings)
+    if trust.worse_fit(result.chi2_samples, found.chi2, problem):
+        return result
     half_width = found.half_width(result.std, result.mu_water_per_mm)
     settings = result.settings | {"calibration": dataclasses.asdict(found)}
     return dataclasses.replace(result, half_width=half_width, settings=settings)

@@ -34,20 +34,32 @@ def verdict(chi2: float, n_data: int) -> str:
         chi2: mean over draws of ‖(A x − y) / σ‖² / m.
         n_data: m.
     """
-    slack = MODEL_ERROR + 3 * math.sqrt(2 / max(n_data, 1))
+    margin = slack(n_data)
     if not math.isfinite(chi2):
         return "no verdict: the noise of the data is unknown"
-    if chi2 > 1 + slack:
+    if chi2 > 1 + margin:
         return (
             "inconsistent with the data: the images do not explain the measurements down to the stated noise "
             "(is the geometry right, is the noise larger, is there metal or motion?)"
         )
-    if chi2 < 1 - slack:
+    if chi2 < 1 - margin:
         return (
             "over-fitted: the images follow the noise of the measurements more closely than the true image would, and their "
             "spread says too little (is the stated noise too large?)"
         )
     return "consistent: the images explain the measurements down to the noise"
+
+
+def worse_fit(chi2_samples: Tensor | None, usual: float, problem: Problem) -> bool:
+    """Whether draws fit noisy data worse than usual; of noise-free data nothing is said."""
+    if chi2_samples is None or not (torch.as_tensor(problem.noise_std) > 0).any():
+        return False
+    return float(chi2_samples.mean()) > usual * (1 + slack(math.prod(problem.A.out_shape)))
+
+
+def slack(n_data: int) -> float:
+    """How far the mean misfit of so many data may be from 1."""
+    return MODEL_ERROR + 3 * math.sqrt(2 / max(n_data, 1))
 
 
 @torch.no_grad()

@@ -132,9 +132,10 @@ def test_files_of_calibrations(tmp_path: Path) -> None:
     c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
     write_calibrations(tmp_path / "c.json", [c])
     assert read_calibrations(tmp_path / "c.json") == [c]
-    (tmp_path / "bad.json").write_text('[{"factor": 2}]')
-    with pytest.raises(ValueError, match=r"bad\.json: holds no calibrations"):
-        read_calibrations(tmp_path / "bad.json")
+    for text in ('[{"factor": 2}]', "{}", "3"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.json: holds no calibrations"):
+            read_calibrations(tmp_path / "bad.json")
     assert isinstance(read_calibrations(), list)
 
 
@@ -173,3 +174,12 @@ def test_from_patients_to_intervals(tmp_path: Path, capsys: pytest.CaptureFixtur
             std, width = torch.as_tensor(result.std), torch.as_tensor(result.half_width)
             torch.testing.assert_close(width, found.half_width(std, 0.0193), rtol=1e-3, atol=1e-7)
             assert result.settings["calibration"]["factor"] == pytest.approx(found.factor)
+            worse = dataclasses.replace(found, chi2=0.5 * float(torch.as_tensor(result.chi2_samples).mean()))
+            write_calibrations(tmp_path / "worse.json", [worse])
+            assert (
+                main(["reconstruct", scan, *sets[:-1], str(tmp_path / "worse.json"), "--out", str(tmp_path / "w.h5")])
+                == 0
+            )
+            assert (
+                read_reconstruction(tmp_path / "w.h5").half_width is None
+            )  # it fits the data worse than those patients did

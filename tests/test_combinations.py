@@ -190,10 +190,16 @@ class Exponential:
             "real floating-point data, got torch.complex64; .* two data",
         ),
         (MATRIX, torch.zeros(6, dtype=torch.int64), 0.1, "real floating-point data, got torch.int64"),
+        (
+            MATRIX,
+            torch.tensor([0, 0, float("nan"), 0, 0, float("inf")]),
+            0.1,
+            r"2 of 6 data are NaN or infinite, the first at \(2,\)",
+        ),
         (MATRIX, torch.zeros(6), torch.tensor(0.1j), "noise_std must be real"),
         (MATRIX, torch.zeros(0, 6), 0.1, r"y has no data, its shape is \(0, 6\)"),
     ],
-    ids=["nonlinear", "complex", "integers", "complex noise", "empty"],
+    ids=["nonlinear", "complex", "integers", "not finite", "complex noise", "empty"],
 )
 def test_problems_that_are_refused(A: Any, y: Tensor, noise_std: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -86,7 +86,7 @@ def _simulate(a: argparse.Namespace) -> None:
     arguments = {k: v for k, v in geometry.items() if v is not None} | parse_settings(a.set)
     scan = simulate_scan(
         a.image, a.operator, arguments, index=a.slice, pixel_mm=a.pixel_mm, relative_noise=a.noise, photons=a.photons,
-        seed=a.seed, mu_water_per_mm=a.mu_water or MU_WATER_PER_MM,
+        seed=a.seed, mu_water_per_mm=MU_WATER_PER_MM if a.mu_water is None else a.mu_water,
     )  # fmt: skip
     write_scan(a.out, scan)
     print(f"{a.out}: data {tuple(scan.problem.y.shape)} of {a.operator}")
