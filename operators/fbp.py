@@ -12,18 +12,21 @@ the convolution (q * h) τ by an FFT with zero padding, and w_v the angle that v
 
 where p is the detector position scaled to the rotation axis, L the distance of x from the source along the central ray,
 and c shares out lines that are measured more than once: c + c' = 1 over the two views that hold a line. A full turn has
-c = 1/2; a short scan (at least π plus the fan angle) has Parker's weights with the overscan that there is (Silver
+c = 1/2; where the detector is so far off the axis that one side reaches no further than T, less than the image, c runs from 0
+at -T over 1/2 to 1 at T as sin² (π/4) (1 + p / T) and stays 1 beyond (Wang 2002), for parallel beams, too; a short scan (at least π plus the fan angle) has Parker's weights with the overscan that there is (Silver
 2000); below that c is 1/2 or 1, as the other view is held or not. Angles may be irregular: w_v is half the distance of
 its two neighbours on the circle (of length π for parallel beams, 2π for fans); a gap of more than four times the median
 and twice the next largest counts as not measured.
 
 Source: Kak and Slaney, Principles of computerized tomographic imaging (1988), sections 3.3 and 3.4; D. L. Parker, Med.
-Phys. 9 (1982) 254; M. D. Silver, Med. Phys. 27 (2000) 773.
+Phys. 9 (1982) 254; M. D. Silver, Med. Phys. 27 (2000) 773; G. Wang, Med. Phys. 29 (2002) 1634.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -68,9 +71,26 @@ def fbp(A: CTOperator, y: Tensor, window: str = "ramp") -> Tensor:
         spacing, period = A.detector_mm * A.source_origin_mm / A.source_detector_mm, 2 * math.pi
     else:
         spacing, period = A.detector_mm, math.pi
+        if _arc(A.angles)[1] > 2 * math.pi - 1e-9:
+            p = torch.tensor(A.detector_positions_mm, dtype=torch.float64)
+            q = q * (2 * offset_share(p, math.hypot(*A.image_shape) / 2 * A.pixel_mm)).to(q)
+    A, q = _evened(A, q)
     weights = angular_weights(A.angles, period).to(q)
     filtered = _filter(q, spacing, window) * weights[:, None]
     return _back_project(A, filtered).reshape(*y.shape[:-2], *A.in_shape).to(y.dtype)
+
+
+def _evened(A: ParallelBeamCT | FanBeamCT, q: Tensor) -> tuple[ParallelBeamCT | FanBeamCT, Tensor]:
+    """An offset detector with cells of nothing on its shorter side, where what is filtered of the longer one has its tail."""
+    p = A.detector_positions_mm
+    missing = round((max(p) + min(p)) / A.detector_mm)
+    if missing == 0 or _arc(A.angles)[1] < 2 * math.pi - 1e-9:
+        return A, q
+    offset = A.detector_offset_mm - missing / 2 * A.detector_mm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there was to say was said of A
+        wide = dataclasses.replace(A, n_detectors=A.n_detectors + abs(missing), detector_offset_mm=offset)
+    return wide, torch.nn.functional.pad(q, (max(missing, 0), max(-missing, 0)))
 
 
 def ramp_kernel(n: int, spacing: float) -> Tensor:
@@ -94,6 +114,16 @@ def angular_weights(angles: Sequence[float], period: float) -> Tensor:
     return weights
 
 
+def offset_share(p: Tensor, reach: float) -> Tensor:
+    """c of the cells of a detector in a full turn, (detectors,), float64; p and the image's reach are distances or angles from the axis."""
+    low, high = float(p.min()), float(p.max())
+    shorter = min(-low, high)
+    if shorter <= 0 or shorter >= reach or math.isclose(-low, high, rel_tol=1e-6):
+        return torch.full_like(p, 0.5 if shorter > 0 else 1.0)
+    towards = p if high > -low else -p
+    return (math.pi / 4 * (1 + (towards / shorter).clamp(max=1.0))).sin() ** 2
+
+
 def fan_redundancy(A: FanBeamCT) -> Tensor:
     """c(θ, γ) of every ray of a fan-beam scan, (views, detectors), float64; see the module's head.
 
@@ -103,10 +133,10 @@ def fan_redundancy(A: FanBeamCT) -> Tensor:
     gamma = (torch.tensor(A.detector_positions_mm, dtype=torch.float64) / A.source_detector_mm).atan()
     start, arc = _arc(A.angles)
     beta = (theta - start).remainder(2 * math.pi)
-    if arc > 2 * math.pi - 1e-9:
-        return torch.full(A.out_shape, 0.5, dtype=torch.float64)
-    delta = (arc - math.pi) / 2  # half the overscan; Parker's case is delta = largest fan angle
     corner = math.hypot(*A.image_shape) / 2 * A.pixel_mm  # rays outside the image do not matter
+    if arc > 2 * math.pi - 1e-9:
+        return offset_share(gamma, math.asin(min(1.0, corner / A.source_origin_mm))).expand(A.out_shape)
+    delta = (arc - math.pi) / 2  # half the overscan; Parker's case is delta = largest fan angle
     if delta >= min(float(gamma.abs().max()), math.asin(corner / A.source_origin_mm)) - 1e-9:
         # The line at (β, γ) is held again at β + π - 2 γ while β < 2 (δ + γ), and at β - π - 2 γ while β > π + 2 γ.
         rise = (math.pi / 4 * beta / (delta + gamma).clamp(min=1e-12)).sin() ** 2
