@@ -54,7 +54,7 @@ class Conditions:
         n_views: of the scan (its first data dimension).
         relative_noise: standard deviation of the noise over the mean of the data.
         settings: all others of the method, defaults included, as JSON has them.
-        arc: share of a turn within which the views lie (`CTOperator.covered`); 1 for other operators.
+        arc: share of a turn within which the views lie (the operator's `covered`); 1 for operators without one.
     """
 
     operator: str

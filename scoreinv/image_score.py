@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.files.images import read_image, read_image_set
+from scoreinv.files.images import read_image, read_image_set, warn_unless_hu
 from scoreinv.priors.denoiser import Denoiser, NetworkPrior
 from scoreinv.priors.residuals import excess, smoothed, squared_residuals, unusual_map, usual_from_psnr
 from scoreinv.priors.shipped import load_network, prior_card
@@ -145,6 +145,7 @@ def score_image(
         ValueError, OSError: an image is not what is expected, or the prior's card has no figures and there is no reference.
     """
     ct = read_image(image, pixel_mm, index=index)
+    warn_unless_hu(image, ct.hu)
     if len(ct.hu) != 1:
         raise ValueError(f"{image}: holds {len(ct.hu)} slices; choose one with --slice")
     card = prior_card(prior)

@@ -18,7 +18,6 @@ from scoreinv.calibration import Calibration, Conditions, find, read_calibration
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
-from scoreinv.operators.ct import CTOperator
 from scoreinv.presets import Preset, preset_named
 from scoreinv.priors.denoiser import Counted
 from scoreinv.priors.shipped import ct_prior, identity
@@ -237,7 +236,7 @@ def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
         n_views=problem.A.out_shape[0],
         relative_noise=float(f"{float(noise):.3g}"),
         settings=configure.json_values(own),
-        arc=float(f"{problem.A.covered():.3g}") if isinstance(problem.A, CTOperator) else 1.0,
+        arc=float(f"{covered():.3g}") if (covered := getattr(problem.A, "covered", None)) else 1.0,
     )
 
 

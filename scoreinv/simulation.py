@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreinv import plugins
 from scoreinv.configure import operator_for_image
-from scoreinv.files.images import read_image, read_picture
+from scoreinv.files.images import read_image, read_picture, warn_unless_hu
 from scoreinv.files.scan import Scan
 from scoreinv.files.versions import package_version
 from scoreinv.priors.crops import ImageSet
@@ -90,5 +90,6 @@ def _image(
     if channels == 3:
         return read_picture(path), pixel_mm or 1.0
     ct = read_image(path, pixel_mm, index=index)
+    warn_unless_hu(path, ct.hu)
     hu = torch.from_numpy(ct.hu)
     return mu_from_hu(hu[0] if len(hu) == 1 else hu, mu_water_per_mm), ct.pixel_mm

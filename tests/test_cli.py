@@ -271,3 +271,19 @@ def _fails(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str])
     errors = [line for line in err.splitlines() if not line.startswith("scoreinv: warning")]
     assert code == 2, err
     assert len(errors) == 1 and words in errors[0], err
+
+
+def test_values_that_are_hardly_hu_are_warned_about(tmp_path: Path) -> None:
+    np.save(tmp_path / "unit.npy", np.linspace(0, 1, 256).reshape(16, 16))
+    command = [
+        "simulate",
+        str(tmp_path / "unit.npy"),
+        "--pixel-mm",
+        "2",
+        "--views",
+        "5",
+        "--out",
+        str(tmp_path / "s.h5"),
+    ]
+    with pytest.warns(UserWarning, match="values lie between 0 and 1 and are taken as HU"):
+        assert main(command) == 0

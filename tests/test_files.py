@@ -385,7 +385,7 @@ def test_what_cannot_be_written(tmp_path: Path, views: Views) -> None:
     problem = Problem(NoName(views.image_shape, views.angles, N_BINS), random(N_ANGLES, N_BINS))
     with pytest.raises(ValueError, match="NoName has no name among the operators"):
         write_scan(tmp_path / "scan.h5", Scan(problem))
-    with pytest.raises(ValueError, match="1 values that are NaN"):
+    with pytest.raises(ValueError, match="1 of 140 data are NaN"):
         write_scan(tmp_path / "scan.h5", Scan(Problem(views, torch.from_numpy(nan_at(139)))))
     with pytest.raises(TypeError, match="operator/weights: a value of type object"):
         describe.describe(dataclasses.replace(views, weights=object()))

@@ -99,7 +99,7 @@ def test_calibration_rewards_draws_as_wide_as_the_error(optuna: Any, shrunk: Non
 
 def test_methods_with_a_prior_say_which(optuna: Any, data: Path) -> None:
     """The method's own list of constants, one of which has no number of its own (sigma_max)."""
-    short = {"samples": 2, "n_levels": 2, "draw_levels": 1}
+    short = {"samples": 4, "n_levels": 2, "draw_levels": 4}
     found = tune(
         [data], "proximal", relative_noise=0.0, trials=2, storage=data.with_name("j"), settings=short, patients=1,
         arguments={"n_views": 6}, objective="calibration",
@@ -107,7 +107,7 @@ def test_methods_with_a_prior_say_which(optuna: Any, data: Path) -> None:
     assert found["tuned"] == list(RANGES["proximal"]) and found["tau"] == 0.0
     assert found["provenance"]["prior"] == identity() and found["provenance"]["patients"] == ["a"]
     first, value = found["grid"][0]
-    assert first["trust"] == 1.75 and first["relaxation"] == 1.9 and 0.1 <= first["sigma_max"] <= 3
+    assert first["trust"] == 1.75 and first["relaxation"] == 1.9 and 0.1 <= first["sigma_max"] <= 10
     assert value != found["provenance"]["untuned"]  # that was without any sigma_max
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,17 @@ def read_image(path: str | os.PathLike[str], pixel_mm: float | None = None, *, i
             f"{path}: pixels are {found:g} mm by the file and {pixel_mm:g} mm by pixel_mm; leave pixel_mm out"
         )
     return CTImages(_clean(path, hu), float(side), patient)
+
+
+def warn_unless_hu(path: str | os.PathLike[str], hu: np.ndarray) -> None:
+    """Warn of values that are hardly Hounsfield units: nothing below water, nothing of bone."""
+    low, high = float(hu.min()), float(hu.max())
+    if low >= 0 and 0 < high <= 255:
+        warnings.warn(
+            f"{path}: values lie between {low:g} and {high:g} and are taken as HU (air is -1000, water 0); gray values, normalised images and "
+            "attenuation must be converted first",
+            stacklevel=2,
+        )
 
 
 def read_picture(path: str | os.PathLike[str]) -> Tensor:
