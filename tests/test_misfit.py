@@ -339,20 +339,17 @@ def test_a_ct_slice_at_a_low_dose() -> None:
     covariance = 0.04 * torch.exp(-(torch.cdist(place, place) ** 2) / 8) + 0.0005 * torch.eye(side**2)
     unit = GaussianPrior(disc.float(), covariance.float())
     prior, A = Rescaled(unit, 0.0, mu), ParallelBeamCT((side, side), equispaced_angles(20), 24, 20.0, 20.0)
-    x = (mu * unit.draw(1, seeded(1))[0]).clamp(min=0)
-    problem = simulate_counts(A, x, seeded(2), photons=30.0)
-
-    def error(image: Tensor) -> float:
-        return float((image - x)[disc].mean() / mu)
-
     red, dds = REDDiff(prior, sigma_max=5.0), DDS(prior, n_levels=30, step="heun")
-    assert error(red(weighted(problem), seeded())[0]) == pytest.approx(-0.21, abs=0.04)
-    assert error(red(problem, seeded())[0]) == pytest.approx(0.02, abs=0.04)
-    image = dds(problem, seeded())[0]
-    assert error(image) == pytest.approx(-0.24, abs=0.04)
-    for _ in range(4):
-        image = dds(quadratic_at(problem, image), seeded())[0]
-    assert error(image) == pytest.approx(-0.06, abs=0.04)
+    errors = []
+    for seed in range(1, 5):  # one image's errors are within 0.05 of the mean
+        x = (mu * unit.draw(1, seeded(seed))[0]).clamp(min=0)
+        problem = simulate_counts(A, x, seeded(2), photons=30.0)
+        found = [red(weighted(problem), seeded())[0], red(problem, seeded())[0], dds(problem, seeded())[0]]
+        image = found[-1]
+        for _ in range(4):
+            image = dds(quadratic_at(problem, image), seeded())[0]
+        errors.append([float((z - x)[disc].mean() / mu) for z in (*found, image)])
+    assert torch.tensor(errors).mean(0).tolist() == pytest.approx([-0.21, 0.02, -0.24, -0.07], abs=0.03)
 
 
 def test_other_methods_go_on_with_the_weights() -> None:
