@@ -12,9 +12,10 @@ the convolution (q * h) τ by an FFT with zero padding, and w_v the angle that v
 
 where p is the detector position scaled to the rotation axis, L the distance of x from the source along the central ray,
 and c shares out lines that are measured more than once: c + c' = 1 over the two views that hold a line. A full turn has
-c = 1/2; where the detector is so far off the axis that one side reaches no further than T, less than the image, c runs from 0
-at -T over 1/2 to 1 at T as sin² (π/4) (1 + p / T) and stays 1 beyond (Wang 2002), for parallel beams, too; a short scan (at least π plus the fan angle) has Parker's weights with the overscan that there is (Silver
-2000); below that c is 1/2 or 1, as the other view is held or not. Angles may be irregular: w_v is half the distance of
+c = 1/2; where the detector is so far off the axis that one side reaches no further than T, less than the image, c runs
+from 0 at -T over 1/2 to 1 at T as sin² (π/4) (1 + p / T) and stays 1 beyond (Wang 2002), for parallel beams, too. A short
+scan (at least π plus the fan angle) has Parker's weights with the overscan that there is (Silver 2000); below that c is
+1/2 or 1, as the other view is held or not. Angles may be irregular: w_v is half the distance of
 its two neighbours on the circle (of length π for parallel beams, 2π for fans); a gap of more than four times the median
 and twice the next largest counts as not measured.
 
@@ -71,7 +72,7 @@ def fbp(A: CTOperator, y: Tensor, window: str = "ramp") -> Tensor:
         spacing, period = A.detector_mm * A.source_origin_mm / A.source_detector_mm, 2 * math.pi
     else:
         spacing, period = A.detector_mm, math.pi
-        if _arc(A.angles)[1] > 2 * math.pi - 1e-9:
+        if _full_turn(A):
             p = torch.tensor(A.detector_positions_mm, dtype=torch.float64)
             q = q * (2 * offset_share(p, math.hypot(*A.image_shape) / 2 * A.pixel_mm)).to(q)
     A, q = _evened(A, q)
@@ -80,11 +81,15 @@ def fbp(A: CTOperator, y: Tensor, window: str = "ramp") -> Tensor:
     return _back_project(A, filtered).reshape(*y.shape[:-2], *A.in_shape).to(y.dtype)
 
 
+def _full_turn(A: CTOperator) -> bool:
+    return _arc(A.angles)[1] > 2 * math.pi - 1e-9
+
+
 def _evened(A: ParallelBeamCT | FanBeamCT, q: Tensor) -> tuple[ParallelBeamCT | FanBeamCT, Tensor]:
     """An offset detector with cells of nothing on its shorter side, where what is filtered of the longer one has its tail."""
     p = A.detector_positions_mm
     missing = round((max(p) + min(p)) / A.detector_mm)
-    if missing == 0 or _arc(A.angles)[1] < 2 * math.pi - 1e-9:
+    if missing == 0 or not _full_turn(A):
         return A, q
     offset = A.detector_offset_mm - missing / 2 * A.detector_mm
     with warnings.catch_warnings():

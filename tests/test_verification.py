@@ -231,3 +231,10 @@ def test_the_advice_names_every_method() -> None:
     text = (DOCS / "choosing-a-method.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z_]+)`", text))
     assert {entry.method for entry in METHODS} <= named
+
+
+def test_a_table_with_other_columns_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "verification.csv").write_text("case,method,settings,problems\n")
+    with pytest.raises(ValueError, match=r"verification\.csv: its columns are not those of this version"):
+        table.verification_table(tmp_path)
+    assert (tmp_path / "verification.csv").read_text() == "case,method,settings,problems\n"

@@ -64,7 +64,12 @@ def read(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if list(reader.fieldnames or []) != [*KEYS, *NUMBERS]:
+            raise ValueError(
+                f"{path}: its columns are not those of this version, {', '.join(KEYS)} ...: move it away to begin a new table"
+            )
+        return list(reader)
 
 
 def markdown(rows: Sequence[Mapping[str, str]], cases: Sequence[Case], preface: str = "") -> str:

@@ -25,8 +25,7 @@ def verification_table(
     """Fill in what is missing of the table in a folder: verification.csv, .md and .png.
 
     Rows that are there are not computed again, whatever stopped the run that made them, unless a default of their method or the seed has
-    changed: those stay in the CSV and leave the table. A method that fails on a case is
-    warned about and left out of its table.
+    changed: those stay in the CSV and leave the table. A method that fails on a case is warned about and left out of its table.
 
     Args:
         folder: where the table is.
@@ -44,7 +43,7 @@ def verification_table(
     _check("case", only, [c.name for c in known])
     _check("method", methods, sorted({entry.method for entry in METHODS}))
     rows = folder / f"{NAME}.csv"
-    done = {tuple(r.get(k, "") for k in report.KEYS) for r in report.read(rows)}
+    done = {tuple(r[k] for k in report.KEYS) for r in report.read(rows)}
     for case, entry, key in track(list(_missing(known, methods, only, seed, done)), "verify"):
         try:
             figures = verify(case, entry.method, entry.all_settings, seed)
@@ -73,7 +72,7 @@ def made(entry: Entry, seed: int) -> str:
 def current(rows: Sequence[dict[str, str]], seed: int) -> list[dict[str, str]]:
     """The rows of a file that the entries of today would make."""
     known = {(e.method, written(e.settings), made(e, seed)) for e in METHODS}
-    return [r for r in rows if (r["method"], r["settings"], r.get("made", "")) in known]
+    return [r for r in rows if (r["method"], r["settings"], r["made"]) in known]
 
 
 def _missing(
