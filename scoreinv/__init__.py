@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scoreinv.priors.checkpoint import load_prior, save_prior
     from scoreinv.priors.denoiser import Denoiser, NetworkPrior, Rescaled
     from scoreinv.priors.shipped import ct_prior
-    from scoreinv.problem import Method, Problem, simulate
+    from scoreinv.problem import Method, Problem, simulate, simulate_counts
     from scoreinv.reconstruction import reconstruct
     from scoreinv.testing import check_denoiser, check_operator
     from scoreinv.units import hu_from_mu, mu_from_hu
@@ -57,6 +57,7 @@ __all__ = [
     "reconstruct",
     "save_prior",
     "simulate",
+    "simulate_counts",
     "ssim",
     "write_reconstruction",
     "write_scan",
@@ -71,7 +72,7 @@ _HOMES = {
     "priors.checkpoint": ("load_prior", "save_prior"),
     "priors.denoiser": ("Denoiser", "NetworkPrior", "Rescaled"),
     "priors.shipped": ("ct_prior",),
-    "problem": ("Method", "Problem", "simulate"),
+    "problem": ("Method", "Problem", "simulate", "simulate_counts"),
     "reconstruction": ("reconstruct",),
     "testing": ("check_denoiser", "check_operator"),
     "units": ("hu_from_mu", "mu_from_hu"),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from scoreinv import plugins
+from scoreinv.arguments import as_tuple, check, plain
 from scoreinv.linop import LinearOperator
 from scoreinv.priors.denoiser import Denoiser
 from scoreinv.problem import Method
@@ -60,8 +61,7 @@ def operator_for_image(
     else:
         known = {f.name for f in dataclasses.fields(cls)}
         build, automatic = cls, {k: v for k, v in (("image_shape", shape), ("pixel_mm", pixel_mm)) if k in known}
-    plain = {k: _as_tuple(v) for k, v in arguments.items()}  # JSON knows lists only, a frozen operator holds tuples
-    built: LinearOperator = call(what, build, {**automatic, **plain})
+    built: LinearOperator = call(what, build, {**automatic, **arguments})
     return built
 
 
@@ -97,12 +97,7 @@ def default_settings(method_name: str, without: Collection[str] = ()) -> dict[st
     """
     parameters = inspect.signature(plugins.get("methods", method_name)).parameters.values()
     given = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("prior", *without)}
-    return json_values(given)
-
-
-def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they come back from JSON, with lists for tuples; what JSON does not know becomes its repr."""
-    return dict(json.loads(json.dumps(dict(values), default=repr)))
+    return {k: plain(v) for k, v in given.items()}
 
 
 def settings_of(built: Method) -> dict[str, Any]:
@@ -115,25 +110,15 @@ def settings_of(built: Method) -> dict[str, Any]:
     }
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value
-
-
 def call(what: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """build(**arguments), with unknown and missing names said in one sentence.
+    """build(**arguments), with unknown and missing names and values of another type said in one sentence. Lists become tuples: JSON
+    knows lists only, a frozen dataclass holds tuples.
 
     Raises:
         ValueError: names the argument; the nearest known one for an unknown.
     """
-    parameters = inspect.signature(build).parameters
-    for key in arguments:
-        if key not in parameters:
-            hint = plugins.did_you_mean(key, parameters)
-            raise ValueError(f"{what} has no setting {key!r}.{hint} Known: {', '.join(sorted(parameters))}")
-    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
-    if missing:
-        raise ValueError(f"{what} needs {', '.join(missing)}: give --set {missing[0]}=VALUE")
+    check(what, build, arguments, noun="setting", mend=": give --set {}=VALUE")
     try:
-        return build(**arguments)
+        return build(**{k: as_tuple(v) for k, v in arguments.items()})
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{what} refuses its settings: {error}") from error

@@ -68,6 +68,12 @@ class Problem:
                 f"Problem: methods need Aᵀ, so A must be a scoreinv.LinearOperator, got {type(self.A).__name__}; "
                 "a nonlinear map has to be linearised first"
             )
+        for name, value in (("y", self.y), ("truth", self.truth)):
+            if not isinstance(value, Tensor | None):
+                kind = type(value).__name__
+                raise ValueError(
+                    f"Problem: {name} must be a torch tensor, got {kind}; torch.as_tensor(...) makes one of arrays and lists"
+                )
         if not self.y.is_floating_point():
             raise ValueError(
                 f"Problem: y must be real floating-point data, got {self.y.dtype}; "

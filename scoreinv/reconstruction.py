@@ -13,35 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreinv import configure, metrics, trust
+from scoreinv import configure, metrics, plugins, trust
+from scoreinv.arguments import plain
 from scoreinv.calibration import Calibration, Conditions, find, read_calibrations, unfit
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
+from scoreinv.plausibility import doubts, looks_clinical, mean_image
 from scoreinv.presets import Preset, preset_named
-from scoreinv.priors.denoiser import Counted
+from scoreinv.priors.denoiser import Counted, Denoiser
 from scoreinv.priors.shipped import ct_prior, identity
-from scoreinv.problem import Problem
+from scoreinv.problem import Method, Problem
 from scoreinv.streams import split
 
 DEFAULT = "proximal"
 WITHOUT_PRIOR = "fista_tv"
 
-
-def mean_image(problem: Problem) -> float:
-    """About the mean of the images: mean data over what an image of ones would give."""
-    A = problem.A
-    return float(problem.y.mean() / A(torch.ones(A.in_shape, dtype=problem.y.dtype)).mean().clamp(min=1e-30))
+PriorLike = str | Path | Denoiser
+"""A shipped prior's name, a .safetensors file, or a denoiser of images in the operator's unit (1/mm for CT)."""
 
 
-def looks_clinical(scan: Scan) -> bool:
-    """Whether images are gray and attenuate like people on a table: on average between 1/20 of water and 3 times water."""
-    return len(scan.problem.A.in_shape) == 2 and 0.05 < mean_image(scan.problem) / scan.mu_water_per_mm < 3
-
-
-def default_method(scan: Scan) -> str:
-    """The method for a scan whose user names none: the CT prior where the images look like its own, total variation elsewhere."""
-    if looks_clinical(scan):
+def default_method(scan: Scan, prior: PriorLike | None = None) -> str:
+    """The method for a scan whose user names none: a prior where one is given or the images look like the CT prior's own, total
+    variation elsewhere."""
+    if prior is not None or looks_clinical(scan):
         return DEFAULT
     if len(scan.problem.A.in_shape) == 2:
         warnings.warn(
@@ -52,7 +47,7 @@ def default_method(scan: Scan) -> str:
     return WITHOUT_PRIOR
 
 
-def _preset(name: str, scan: Scan, method: str | None, prior: str | Path | None) -> Preset:
+def _preset(name: str, scan: Scan, method: str | None, prior: PriorLike | None) -> Preset:
     """The preset of that name, if it suits the scan.
 
     Raises:
@@ -95,7 +90,7 @@ class Choice:
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    prior: str | Path | None = None
+    prior: PriorLike | None = None
     preset: str | None = None
 
 
@@ -104,34 +99,38 @@ def choose(
     method: str | None = None,
     *,
     samples: int | None = None,
-    prior: str | Path | None = None,
+    prior: PriorLike | None = None,
     settings: Mapping[str, Any] | None = None,
     preset: str | None = None,
 ) -> Choice:
-    """What `reconstruct` with these arguments does for a scan.
+    """What `reconstruct` with these arguments does for a scan. Warns where its data look odd.
 
     Raises:
         ValueError: no such method, setting or preset.
     """
     chosen = None if preset is None else _preset(preset, scan, method, prior)
-    name = chosen.method if chosen else method or default_method(scan)
+    name = chosen.method if chosen else method or default_method(scan, prior)
     given = (dict(chosen.settings) if chosen else {}) | dict(settings or {})
     if samples is not None:
         if not configure.has_setting(name, "samples"):
             raise ValueError(f"method {name!r} gives one image, no samples; leave --samples out or take {DEFAULT!r}")
         given["samples"] = samples
-    if configure.has_setting(name, "unit") and not looks_clinical(scan):
-        given.setdefault("unit", abs(mean_image(scan.problem)) or 1.0)
+    if configure.has_setting(name, "unit"):
+        clinical = looks_clinical(scan)
+        given.setdefault("unit", scan.mu_water_per_mm if clinical else abs(mean_image(scan.problem)) or 1.0)
+    trained = configure.has_setting(name, "weights") or (configure.needs_prior(name) and not callable(prior))
+    for doubt in doubts(scan, of_people=trained):
+        warnings.warn(doubt, stacklevel=3)
     return Choice(name, given, prior or (chosen.prior_name() if chosen else None), preset)
 
 
 def reconstruct(
-    scan: Scan,
-    method: str | Choice | None = None,
+    scan: Scan | Problem,
+    method: str | Choice | Method | None = None,
     *,
     samples: int | None = None,
     seed: int = 0,
-    prior: str | Path | None = None,
+    prior: PriorLike | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str = "cpu",
     calibrations: Sequence[Calibration] | None = None,
@@ -141,12 +140,14 @@ def reconstruct(
     """Reconstruct the images of a scan.
 
     Args:
-        scan: the data; its truth is passed on to the result and not looked at.
-        method: name of a registered method; by default the one that suits the operator. Or a choice that has been made, which takes the
-            place of samples, prior, settings and preset.
+        scan: the data; its truth is passed on to the result and not looked at. A problem is a scan whose noise is known, and whose water
+            attenuates as usual.
+        method: name of a registered method; by default the one that suits the operator. Or a choice that has been made, or a method
+            that has been built, which take the place of samples, prior, settings and preset.
         samples: number of draws from the posterior, for methods that draw.
         seed: of everything random.
-        prior: a .safetensors file; by default the CT prior that ships with the package.
+        prior: a shipped prior's name or a .safetensors file, by default the CT prior; or any denoiser of images in the operator's unit
+            (1/mm for CT; `Rescaled` brings others to it), on the device.
         settings: arguments of the method's constructor.
         device: where to compute.
         calibrations: the first that holds for this scan widens the intervals; by default the shipped ones.
@@ -161,20 +162,30 @@ def reconstruct(
     Raises:
         ValueError: no such method, setting or preset, or the method cannot solve this problem.
     """
-    if isinstance(method, Choice):
-        choice = method
-    else:
-        choice = choose(scan, method, samples=samples, prior=prior, settings=settings, preset=preset)
-    name = choice.method
+    scan = Scan(scan) if isinstance(scan, Problem) else scan
     pixel_mm = getattr(scan.problem.A, "pixel_mm", None)
     counted: list[Counted] = []
 
     def load() -> Counted:
-        ct = ct_prior(choice.prior, mu_water_per_mm=scan.mu_water_per_mm, pixel_mm=pixel_mm, device=device)
-        counted.append(Counted(ct))
+        own = choice.prior
+        if not callable(own):
+            own = ct_prior(own, mu_water_per_mm=scan.mu_water_per_mm, pixel_mm=pixel_mm, device=device)
+        counted.append(Counted(own))
         return counted[0]
 
-    solver = configure.method(name, choice.settings, load)
+    if isinstance(method, Choice):
+        choice = method
+    elif callable(method):
+        choice = _built(method, samples=samples, prior=prior, settings=settings, preset=preset)
+    else:
+        choice = choose(scan, method, samples=samples, prior=prior, settings=settings, preset=preset)
+    if not callable(method):
+        solver = configure.method(choice.method, choice.settings, load)
+    elif choice.prior is None:
+        solver = method
+    else:  # its network's evaluations are counted
+        solver = dataclasses.replace(method, prior=load())  # type: ignore[type-var]
+    name = choice.method
     problem = known_noise(scan)
     on_device = _to(problem, device)
     rng = torch.Generator().manual_seed(seed)
@@ -202,7 +213,7 @@ def reconstruct(
         "seconds": seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
         "network_gradients_per_image": sum(c.n_gradients for c in counted) / n_images,
-        "prior": identity(choice.prior) if counted else None,
+        "prior": prior_identity(choice.prior) if counted else None,
         "device": device,
     }
     gray_ct = len(problem.A.in_shape) == 2
@@ -221,6 +232,28 @@ def reconstruct(
     return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
 
 
+def prior_identity(prior: PriorLike | None) -> dict[str, str]:
+    """What identifies a prior in a result; of one that is no file, its type alone."""
+    return {"name": type(prior).__name__, "sha256": ""} if callable(prior) else identity(prior)
+
+
+def _built(method: Method, **others: Any) -> Choice:
+    """What a method that has been built stands for: its registered name, else that of its type, and its prior.
+
+    Raises:
+        ValueError: something is given beside it that belongs to its constructor.
+    """
+    beside = [key for key, value in others.items() if value is not None]
+    if beside:
+        raise ValueError(
+            f"reconstruct: {', '.join(beside)} beside a {type(method).__name__} that has been built: give them to its constructor, or "
+            "give the method's name"
+        )
+    names = [name for name in plugins.names("methods") if plugins.get("methods", name) is type(method)]
+    own = getattr(method, "prior", None) if dataclasses.is_dataclass(method) else None
+    return Choice(names[0] if names else type(method).__name__, prior=own)
+
+
 def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
     """Under which conditions a reconstruction was made."""
     prior, method = result.settings.get("prior") or {}, result.settings["method"]
@@ -235,7 +268,7 @@ def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
         prior=prior.get("sha256", ""),
         n_views=problem.A.out_shape[0],
         relative_noise=float(f"{float(noise):.3g}"),
-        settings=configure.json_values(own),
+        settings=plain(own),
         arc=float(f"{covered():.3g}") if (covered := getattr(problem.A, "covered", None)) else 1.0,
     )
 
@@ -244,7 +277,11 @@ def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Cal
     """The reconstruction with half the width of its calibrated intervals, where a calibration holds for it; where one would if the
     method's settings were those that it was measured with, they are noted as `calibration_unfit`. None holds for draws that fit the data
     worse than those that it was measured with: something about such a scan is different."""
-    if result.std is None or result.mu_water_per_mm is None:
+    if (
+        result.std is None
+        or result.mu_water_per_mm is None
+        or result.settings["method"] not in plugins.names("methods")
+    ):
         return result
     conditions = conditions_of(problem, result)
     found = find(known, conditions)

@@ -189,6 +189,11 @@ def reconstruct_volume(
         choice = method
     else:
         choice = choose(seen, method, samples=samples, prior=prior, settings=settings, preset=preset)
+    if callable(choice.prior):
+        raise ValueError(
+            f"a volume may be gone on with, by other processes, so its prior must be a name or a file, got {type(choice.prior).__name__}; "
+            "`save_prior` writes one"
+        )
     known = read_calibrations() if calibrations is None else calibrations
     work = Work(slices, choice, seed, device, known, noise_std)
     made = _settings(choice, seen)
@@ -285,11 +290,12 @@ def _lost(k: int, reason: str) -> Slice:
 
 def _settings(choice: Choice, seen: Scan) -> dict[str, Any]:
     """What is written beside the slices; the method's own arguments are all there, defaults included."""
-    pixel_mm = getattr(seen.problem.A, "pixel_mm", None)
+    pixel_mm, prior = getattr(seen.problem.A, "pixel_mm", None), choice.prior
+    assert not callable(prior)  # checked before
     solver = configure.method(
         choice.method,
         choice.settings,
-        lambda: ct_prior(choice.prior, mu_water_per_mm=seen.mu_water_per_mm, pixel_mm=pixel_mm),
+        lambda: ct_prior(prior, mu_water_per_mm=seen.mu_water_per_mm, pixel_mm=pixel_mm),
     )
     return {
         "method": choice.method,
@@ -297,7 +303,7 @@ def _settings(choice: Choice, seen: Scan) -> dict[str, Any]:
         **configure.settings_of(solver),
         "operator": type(seen.problem.A).__name__,
         "data_shape": list(seen.problem.A.out_shape),
-        "prior": identity(choice.prior) if configure.needs_prior(choice.method) else None,
+        "prior": identity(prior) if configure.needs_prior(choice.method) else None,
     }
 
 

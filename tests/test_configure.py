@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -54,8 +55,36 @@ def test_missing_setting_says_how_to_give_it() -> None:
 def test_refused_settings_are_value_errors() -> None:
     with pytest.raises(ValueError, match="samples"):
         configure.method("proximal", {"samples": 0}, lambda: shrink)
-    with pytest.raises(ValueError, match="method 'proximal' refuses its settings"):
-        configure.method("proximal", {"samples": "many"}, lambda: shrink)
+    with pytest.raises(ValueError, match="thing refuses its settings: no"):
+        call("thing", refusing, {})
+
+
+def refusing() -> None:
+    raise TypeError("no")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("proximal", {"samples": "many"}, "samples should be int, got 'many'"),
+        ("proximal", {"n_levels": 2.5}, r"n_levels should be int, got 2\.5"),
+        ("proximal", {"sigma_max": "big"}, "sigma_max should be float or None, got 'big'"),
+        ("fista_tv", {"weight": [1, 2]}, r"weight should be float or None, got \[1, 2\]"),
+        ("dds", {"trust": math.nan}, "trust should be a finite number, got nan"),
+        ("tds", {"particles": 3.5}, r"particles should be int, got 3\.5"),  # a field that is inherited
+        ("mcg_diff", {"samples": True}, "samples should be int, got True"),
+    ],
+)
+def test_settings_of_another_type(method: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"'{method}': {message}"):
+        configure.method(method, settings, lambda: shrink)
+
+
+def test_numbers_and_arrays_of_numpy_are_settings_too() -> None:
+    built: Any = configure.method("proximal", {"samples": np.int64(2), "trust": np.float32(1.5)}, lambda: shrink)
+    assert built.samples == 2
+    A: Any = operator_for_image("parallel_beam_ct", (8, 8), 1.0, {"angles": np.linspace(0, 1, 3)})
+    assert A.out_shape[0] == 3
 
 
 def test_a_prior_goes_to_methods_that_need_one() -> None:

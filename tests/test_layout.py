@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     ("linop", "progress", "streams", "units", "plugins", "files.atomic", "files.versions", "files.hdf5"),
-    ("problem", "testing", "sampling.processes"),
+    ("problem", "testing", "sampling.processes", "arguments"),
     ("metrics", "noise", "phantoms", "solvers", "sampling.discrete"),
     ("misfit", "trust"),
     ("pictures",),
@@ -30,6 +30,7 @@ FLOORS = [
     ("baselines",),
     ("posterior", "configure", "ranges"),
     ("files", "calibration", "presets"),
+    ("plausibility",),
     ("priors.run", "prior_samples", "image_score", "editing", "reconstruction", "simulation", "verification"),
     ("report", "calibrate", "tune", "study", "volume", "baselines.run", "priors.latent_run"),
     ("demo",),

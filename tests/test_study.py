@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv import plugins
+from scoreinv.arguments import ArgumentError, resolved
 from scoreinv.cli import main
 from scoreinv.problem import Problem
 from scoreinv.study import (
@@ -31,7 +32,6 @@ from scoreinv.study import (
     run,
     table,
 )
-from scoreinv.study.arguments import ArgumentError, resolved
 
 ROOT = Path(__file__).parents[1]
 SMALL = """

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scoreinv.arguments import fits
 from scoreinv.phantoms import line_integrals, random_ellipses
 from scoreinv.study import ImageFile, Phantoms
-from scoreinv.study.arguments import fits
 from scoreinv.study.operators import data_operator, operator
 from scoreinv.study.truth import finer, load, located
 from scoreinv.units import mu_from_hu

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from scoreinv import configure, progress
+from scoreinv.arguments import as_tuple
 from scoreinv.baselines.learned import geometry, network_class, save_network
 from scoreinv.baselines.supervised import SupervisedConfig, SupervisedRun, fitted, reconstruction_psnr, train
 from scoreinv.files.versions import versions
 from scoreinv.pictures import RECONSTRUCTION, training_plot
 from scoreinv.priors.crops import ImageSet
 from scoreinv.priors.parallel import Processes
-from scoreinv.priors.run import TRAINING_SLICES, plain, read_sets
+from scoreinv.priors.run import TRAINING_SLICES, read_sets
 from scoreinv.priors.validation import read_log
 
 
@@ -62,8 +63,8 @@ def train_baseline(
         ValueError, OSError: no such method, images or settings are not what is expected, or patients are in both sets.
     """
     network_class(name)
-    config = configure.call("training", SupervisedConfig, plain(training or {}))
-    settings = plain(network or {})
+    config = configure.call("training", SupervisedConfig, training or {})
+    settings = {k: as_tuple(v) for k, v in (network or {}).items()}
     images, held_out = read_sets(data, validation)
     sizes = [side for side in images.pixel_mm if side > 0]
     pixel_mm = float(np.median(sizes)) if sizes else 1.0

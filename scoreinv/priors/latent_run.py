@@ -33,7 +33,7 @@ from scoreinv.priors.latent_training import (
 )
 from scoreinv.priors.network import UNetConfig
 from scoreinv.priors.parallel import is_main, processes
-from scoreinv.priors.run import TRAINING_SLICES, plain, read_sets, validation_slices
+from scoreinv.priors.run import TRAINING_SLICES, read_sets, validation_slices
 from scoreinv.priors.training import TrainConfig
 from scoreinv.priors.validation import Slice, read_log
 
@@ -73,8 +73,8 @@ def train_autoencoder(
     Raises:
         ValueError, OSError: images or settings are not what is expected, or patients are in both sets.
     """
-    config = configure.call("training", AutoencoderTraining, plain(training or {}))
-    shape = configure.call("network", AutoencoderConfig, plain(network or {}))
+    config = configure.call("training", AutoencoderTraining, training or {})
+    shape = configure.call("network", AutoencoderConfig, network or {})
     images, held_out = read_sets(data, validation)
     run = AutoencoderRun(shape, config, images, processes=processes(device))
     checks = _on(run, validation_slices(held_out, shape.factor) if held_out else [])
@@ -114,9 +114,9 @@ def train_latent_prior(
         ValueError, OSError: as for `train_autoencoder`, or the folder goes on from another autoencoder.
     """
     coder, its_card = load_autoencoder(autoencoder)
-    config = configure.call("training", TrainConfig, LATENT_TRAINING | plain(training or {}))
+    config = configure.call("training", TrainConfig, {**LATENT_TRAINING, **(training or {})})
     channels = {"channels": coder.config.latent_channels}
-    shape = configure.call("network", UNetConfig, LATENT_NETWORK | channels | plain(network or {}))
+    shape = configure.call("network", UNetConfig, {**LATENT_NETWORK, **channels, **(network or {})})
     images, held_out = read_sets(data, validation)
     run = LatentTrainer(shape, config, images, coder, its_card["sha256"], processes=processes(device))
     multiple = coder.config.factor * shape.multiple

@@ -63,11 +63,11 @@ def train_prior(
     Raises:
         ValueError, OSError: images or settings are not what is expected, or patients are in both sets.
     """
-    config = configure.call("training", TrainConfig, plain(training or {}))
+    config = configure.call("training", TrainConfig, training or {})
     if start is not None and network:
         raise ValueError(f"the network is that of {start}; leave its settings {sorted(network)} out")
     given, card = load_prior(prior_path(start)) if start is not None else (None, {})
-    shape = given.config if given else configure.call("network", UNetConfig, plain(network or {}))
+    shape = given.config if given else configure.call("network", UNetConfig, network or {})
     folder.mkdir(parents=True, exist_ok=True)
     images, held_out = read_sets(data, validation)
     _say_sizes(images, config.crop)
@@ -115,11 +115,6 @@ def read_sets(data: Sequence[Path], validation: Sequence[Path]) -> tuple[ImageSe
             f"patients {sorted(shared)[:3]} are in the training and in the validation images; split by patient"
         )
     return images, held_out
-
-
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a frozen dataclass holds them: lists, as JSON has them, become tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _say_sizes(images: ImageSet, crop: int) -> None:

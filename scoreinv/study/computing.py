@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv import configure, metrics, plugins
+from scoreinv.arguments import different
 from scoreinv.calibration import TISSUE_HU
 from scoreinv.linop import LinearOperator
 from scoreinv.priors.denoiser import Counted
@@ -25,7 +26,6 @@ from scoreinv.priors.shipped import ct_prior
 from scoreinv.priors.shipped import identity as identity_of
 from scoreinv.problem import Problem, simulate, simulate_counts
 from scoreinv.study import lodopab
-from scoreinv.study.arguments import different
 from scoreinv.study.machine import peak_mib, provenance, reset_peak
 from scoreinv.study.operators import data_operator, operator
 from scoreinv.study.sweep import Cell, canonical, identity

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from scoreinv.arguments import ArgumentError
 from scoreinv.files.lodopab import (
     FIELD_MM,
     MU_MAX_PER_MM,
@@ -36,7 +37,6 @@ from scoreinv.files.lodopab import (
 )
 from scoreinv.linop import LinearOperator
 from scoreinv.problem import Problem
-from scoreinv.study.arguments import ArgumentError
 from scoreinv.study.truth import Record, checksum, chosen_patients, located, slice_numbers
 from scoreinv.units import hu_from_mu
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from scoreinv import plugins
+from scoreinv.arguments import different
 from scoreinv.configure import operator_for_image
 from scoreinv.linop import LinearOperator
 from scoreinv.plugins import did_you_mean
-from scoreinv.study.arguments import different
 
 
 def operator(call: Mapping[str, Any], shape: tuple[int, ...], pixel_mm: float) -> LinearOperator:

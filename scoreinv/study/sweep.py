@@ -23,11 +23,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scoreinv import configure, metrics, plugins
+from scoreinv.arguments import ArgumentError, plain, resolved
 from scoreinv.linop import LinearOperator
 from scoreinv.priors.checkpoint import checksum
 from scoreinv.priors.shipped import DEFAULT, prior_path
 from scoreinv.study import lodopab
-from scoreinv.study.arguments import ArgumentError, plain, resolved
 from scoreinv.study.lodopab import LoDoPaB
 from scoreinv.study.operators import data_operator, operator
 from scoreinv.study.truth import ImageFile, Phantoms, located

@@ -33,9 +33,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scoreinv.arguments import ArgumentError, resolved
 from scoreinv.files.hdf5 import existing_file
 from scoreinv.plugins import did_you_mean
-from scoreinv.study.arguments import ArgumentError, resolved
 from scoreinv.study.lodopab import LoDoPaB
 from scoreinv.study.sweep import MethodCall, Noise, OperatorCall, Sweep
 from scoreinv.study.truth import ImageFile, Phantoms

@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scoreinv.arguments import ArgumentError
 from scoreinv.files.images import read_image_set
 from scoreinv.phantoms import Ellipse, random_ellipses, rasterise, shepp_logan
 from scoreinv.plugins import did_you_mean
 from scoreinv.priors.crops import ImageSet
-from scoreinv.study.arguments import ArgumentError
 from scoreinv.units import hu_from_mu
 
 DATA = "SCOREINV_DATA"

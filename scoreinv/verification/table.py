@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreinv import configure
+from scoreinv.arguments import plain
 from scoreinv.files.atomic import replacing
 from scoreinv.progress import track
 from scoreinv.verification import report
@@ -65,7 +66,7 @@ def written(settings: Mapping[str, Any]) -> str:
 
 def made(entry: Entry, seed: int) -> str:
     """A checksum of all settings, defaults included, and the seed: rows that were made with others do not count."""
-    settings = configure.default_settings(entry.method) | configure.json_values(entry.all_settings)
+    settings = configure.default_settings(entry.method) | plain(entry.all_settings)
     return hashlib.sha256(json.dumps([settings, seed], sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,16 +27,24 @@ class ArgumentError(ValueError):
         self.key, self.owner = key, owner
 
 
-def resolved(
-    what: str, build: Callable[..., Any], given: Mapping[str, Any], *, automatic: Collection[str] = ()
-) -> dict[str, Any]:
-    """All arguments of a call as plain values.
+def check(
+    what: str,
+    build: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    automatic: Collection[str] = (),
+    noun: str = "argument",
+    mend: str = "",
+) -> dict[str, inspect.Parameter]:
+    """The parameters of a call, once the arguments that are given have been found to be right.
 
     Args:
         what: is called, for messages.
         build: a class or function.
         given: arguments by their names.
         automatic: names of arguments that come from elsewhere and are left out.
+        noun: what users call an argument.
+        mend: follows the names of missing arguments, with {} for the first.
 
     Raises:
         ArgumentError: an unknown name, with the nearest known one; a value of the wrong type; a missing argument.
@@ -46,14 +56,22 @@ def resolved(
     for key, value in given.items():
         if key not in known:
             hint = did_you_mean(key, known)
-            raise ArgumentError(f"{what} has no argument {key!r}.{hint} Known: {', '.join(sorted(known))}", key)
+            raise ArgumentError(f"{what} has no {noun} {key!r}.{hint} Known: {', '.join(sorted(known))}", key)
         if isinstance(value, float) and not math.isfinite(value):
             raise ArgumentError(f"{what}: {key} should be a finite number, got {value}", key)
         if not fits(value, hints.get(key, Any)):
             raise ArgumentError(f"{what}: {key} should be {_words(hints[key])}, got {value!r}", key)
     missing = [k for k, p in known.items() if p.default is p.empty and k not in given]
     if missing:
-        raise ArgumentError(f"{what} needs {', '.join(missing)}")
+        raise ArgumentError(f"{what} needs {', '.join(missing)}{mend.format(missing[0])}")
+    return known
+
+
+def resolved(
+    what: str, build: Callable[..., Any], given: Mapping[str, Any], *, automatic: Collection[str] = ()
+) -> dict[str, Any]:
+    """All arguments of a call as plain values; see `check` for what it takes and raises."""
+    known = check(what, build, given, automatic=automatic)
     return {k: plain(given.get(k, p.default)) for k, p in known.items()}
 
 
@@ -78,7 +96,8 @@ def plain(value: Any) -> Any:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of an annotated type; annotations of other things fit everything."""
+    """Whether a value is of an annotated type: numbers of numpy count as numbers, its arrays and tensors as sequences; annotations of
+    other things fit everything."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, h) for h in inside)
@@ -89,14 +108,14 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is bool:
         return isinstance(value, bool)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if hint is str:
         return isinstance(value, str)
     if origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple):
-            return False
+            return hasattr(value, "__array__")
         if origin is tuple and Ellipsis not in inside:
             return len(value) == len(inside) and all(map(fits, value, inside))
         return all(fits(v, inside[0]) for v in value)
@@ -115,7 +134,8 @@ def _words(hint: Any) -> str:
 def _hints(build: Callable[..., Any]) -> dict[str, Any]:
     """Annotations of the arguments; none where they name what is known to type checkers only."""
     call: Any = build
+    own = isinstance(build, type) and not (dataclasses.is_dataclass(build) and "__init__" in vars(build))
     try:
-        return typing.get_type_hints(call.__init__ if isinstance(build, type) else call)
+        return typing.get_type_hints(call.__init__ if own else call)  # a dataclass's fields are its arguments
     except NameError:
         return {}

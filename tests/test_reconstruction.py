@@ -1,0 +1,96 @@
+"""`scoreinv.reconstruct` with what Python users have at hand: problems, priors and methods as objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import scoreinv as si
+from scoreinv.files.slices import open_slices
+from scoreinv.operators import ParallelBeamCT, equispaced_angles
+from scoreinv.posterior.dds import DDS
+from scoreinv.posterior.proximal import Proximal
+from scoreinv.volume import reconstruct_volume
+
+WATER = 0.0193
+
+
+def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
+    """x₀ ~ N(0, water²), pixel by pixel [1/mm]."""
+    return x * WATER**2 / (WATER**2 + sigma.reshape(-1, 1, 1) ** 2)
+
+
+def problem() -> si.Problem:
+    A = ParallelBeamCT((16, 16), equispaced_angles(8), 16, 8.0, 8.0)
+    x = torch.full((16, 16), WATER)
+    return si.simulate(A, x, Generator().manual_seed(0), relative_noise=0.01)
+
+
+def test_a_problem_is_a_scan_whose_noise_is_known() -> None:
+    found, same = si.reconstruct(problem(), "cgls"), si.reconstruct(si.Scan(problem()), "cgls")
+    assert torch.equal(found.samples, same.samples)
+    assert (
+        found.settings["noise_std"] == pytest.approx(float(problem().noise_std))
+        and not found.settings["noise_estimated"]
+    )
+
+
+def test_a_prior_of_one_s_own() -> None:
+    prior = si.Rescaled(lambda u, s: gaussian(WATER * u, WATER * s) / WATER, shift=0.0, scale=WATER)
+    found = si.reconstruct(problem(), "dds", prior=prior, settings={"n_levels": 3}, samples=2)
+    direct = DDS(prior, n_levels=3, samples=2)(problem(), Generator().manual_seed(0))
+    assert torch.equal(found.samples, direct)
+    assert found.settings["prior"] == {"name": "Rescaled", "sha256": ""}
+    assert found.settings["network_evaluations_per_image"] == 6
+    assert "calibration" not in found.settings  # nothing is known about its intervals
+    assert si.reconstruct(problem(), prior=prior, settings={"n_levels": 2}, samples=1).settings["method"] == "proximal"
+
+
+def test_a_method_that_has_been_built() -> None:
+    method = Proximal(gaussian, samples=3, n_levels=2, draw_levels=2, sigma_max=0.1)
+    found = si.reconstruct(problem(), method, seed=4)
+    assert torch.equal(found.samples, method(problem(), Generator().manual_seed(4)))
+    s = found.settings
+    assert (s["method"], s["n_levels"], s["prior"]) == ("proximal", 2, {"name": "function", "sha256": ""})
+    assert s["network_evaluations_per_image"] == 2 + 3 * 2
+
+
+def test_a_method_of_no_registered_name() -> None:
+    class BackProjection:
+        """One image, and a second one for a deviation."""
+
+        def __call__(self, problem: si.Problem, rng: Generator) -> Tensor:
+            return torch.stack([problem.A.H(problem.y), 2 * problem.A.H(problem.y)])
+
+    found = si.reconstruct(problem(), BackProjection())
+    assert found.settings["method"] == "BackProjection" and found.settings["prior"] is None
+    assert found.std is not None and found.half_width is None
+
+
+@pytest.mark.parametrize(
+    "beside", [{"samples": 2}, {"prior": gaussian}, {"settings": {"n_levels": 3}}, {"preset": "fast"}]
+)
+def test_what_belongs_to_a_built_method_s_constructor(beside: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(beside))} beside a DDS that has been built"):
+        si.reconstruct(problem(), DDS(gaussian), **beside)
+
+
+def test_a_volume_goes_on_with_files_only(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    whole = problem()
+    si.write_scan(path, si.Scan(si.Problem(whole.A, torch.stack([whole.y, whole.y]), 0.1)))
+    with pytest.raises(ValueError, match="must be a name or a file, got function"):
+        list(reconstruct_volume(open_slices(path), tmp_path / "out.h5", prior=gaussian))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["y", "truth"])
+def test_arrays_are_not_tensors(name: str) -> None:
+    p = problem()
+    given: dict[str, Any] = {"y": p.y, "truth": p.truth}
+    given[name] = given[name].numpy()
+    with pytest.raises(ValueError, match=f"{name} must be a torch tensor, got ndarray; torch.as_tensor"):
+        si.Problem(p.A, **given)
