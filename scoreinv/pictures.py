@@ -40,6 +40,8 @@ STYLE = {
 }
 SCALE_BARS_MM = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 DPI = 200
+FORMATS = ("png", "pdf", "svg", "jpg", "jpeg")
+"""Of figures."""
 
 
 def reconstruction_picture(
@@ -55,7 +57,7 @@ def reconstruction_picture(
     pixel_mm: float | None = None,
     window: tuple[float, float] = (-1000.0, 1000.0),
 ) -> None:
-    """A PNG with the reconstruction, its uncertainty, FBP and, where known, truth and error.
+    """A picture with the reconstruction, its uncertainty, FBP and, where known, truth and error.
 
     Gray panels share one window. PSNR and SSIM beside their names are those of `scoreinv.metrics` on -1000 to 1000 HU,
     whatever is displayed. Uncertainty and error share one scale.
@@ -126,17 +128,34 @@ def write_png_gray(
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
+def picture_format(path: str | os.PathLike[str]) -> str:
+    """The kind of picture that a name stands for, png where it has no suffix.
+
+    Raises:
+        ValueError: it is none of `FORMATS`.
+    """
+    kind = Path(path).suffix[1:].lower() or "png"
+    if kind not in FORMATS:
+        raise ValueError(f"{path}: pictures are written as {', '.join(FORMATS)}, not {kind}: give another suffix")
+    return kind
+
+
 def write_figure(path: str | os.PathLike[str], figure: Any) -> None:
-    """Draw with the style of this module and no pyplot state, then write the PNG whole or not at all."""
+    """Draw with the style of this module and no pyplot state, then write the picture whole or not at all, in the format of its name.
+
+    Raises:
+        ValueError: pictures are not written in this format.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    kind = picture_format(path)
     settings: Any = {**matplotlib.rcParamsDefault, **_available(STYLE)}  # whatever the user's own matplotlibrc says
     with matplotlib.rc_context(settings):
         drawn = figure()
         FigureCanvasAgg(drawn)
         with replacing(Path(path)) as temporary:
-            drawn.savefig(temporary, format="png", dpi=DPI)
+            drawn.savefig(temporary, format=kind, dpi=DPI)
 
 
 def _available(style: dict[str, Any]) -> dict[str, Any]:

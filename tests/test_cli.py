@@ -202,6 +202,10 @@ def test_bad_scans(scan: Path, capsys: pytest.CaptureFixture[str], case: str) ->
         (["--prior", "weights.safetensors"], "no such file"),
         (["--device", "gpu"], "--device"),
         (["--samples", "0"], "samples"),
+        (["--set", "n_levels=2.5"], "n_levels should be int, got 2.5"),
+        (["--out", "recon.nii.gz"], "`scoreinv export RESULT.h5 --out recon.nii.gz`"),
+        (["--out", "recon.dcm"], "results are HDF5"),
+        (["--picture", "recon.bmp"], "pictures are written as png, pdf, svg"),
     ],
 )
 def test_bad_options(scan: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:

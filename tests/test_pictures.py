@@ -40,6 +40,21 @@ def test_the_same_figures_give_the_same_picture(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.parametrize(("name", "kind"), [("p.png", "PNG"), ("p.jpg", "JPEG"), ("p.JPEG", "JPEG"), ("p", "PNG")])
+def test_a_picture_is_what_its_name_says(tmp_path: Path, name: str, kind: str) -> None:
+    pictures.reconstruction_picture(tmp_path / name, mean_hu=slice_hu())
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == kind
+
+
+def test_vector_graphics_and_unknown_formats(tmp_path: Path) -> None:
+    for name, head in (("p.pdf", b"%PDF"), ("p.svg", b"<?xml")):
+        pictures.reconstruction_picture(tmp_path / name, mean_hu=slice_hu())
+        assert (tmp_path / name).read_bytes().startswith(head)
+    with pytest.raises(ValueError, match=r"written as png, pdf, svg, jpg, jpeg, not bmp"):
+        pictures.reconstruction_picture(tmp_path / "p.bmp", mean_hu=slice_hu())
+
+
 def test_the_window_is_applied(tmp_path: Path) -> None:
     means = []
     for window in ((-1000.0, 1000.0), (-160.0, 240.0), (-3000.0, 0.0)):

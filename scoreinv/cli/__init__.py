@@ -15,7 +15,7 @@ COMMANDS = (
     scans.add_demo, scans.add_simulate, scans.add_reconstruct, priors.add_train, priors.add_sample, priors.add_score,
     editing.add_edit,
     latents.add_train_autoencoder, baselines.add_train_baseline,
-    trust.add_calibrate, tune.add_tune, bench.add_bench, report.add_report, trust.add_verify, scans.add_info, scans.add_list,
+    trust.add_calibrate, tune.add_tune, bench.add_bench, report.add_report, trust.add_verify, scans.add_export, scans.add_info, scans.add_list,
 )  # fmt: skip
 """Each adds the parser of one command."""
 
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   scoreinv demo
   scoreinv simulate slice.dcm --operator parallel_beam_ct --views 23 --noise 0.005 --out scan.h5
   scoreinv reconstruct scan.h5 --samples 8 --picture recon.png
+  scoreinv export scan.recon.h5 --out mean.nii.gz
   scoreinv reconstruct synchrotron.h5 --detector-mm 0.0065 --binning 2
   scoreinv train images.h5 --validation others.h5 --out runs/first --hours 2
 """

@@ -92,6 +92,7 @@ def _simulate(a: argparse.Namespace) -> None:
     print(f"{a.out}: data {tuple(scan.problem.y.shape)} of {a.operator}")
 
 
+FOREIGN = (".nii", ".nii.gz", ".dcm", ".tif", ".tiff", ".npy", ".png", ".jpg", ".jpeg")
 PRESETS = {
     "fast": "the image alone in a third of the default's evaluations",
     "best": "the best image, alone",
@@ -154,6 +155,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
     from scoreinv.calibration import read_calibrations
     from scoreinv.files.dxchange import read_any_scan
     from scoreinv.files.reconstruction import check_writable, write_reconstruction
+    from scoreinv.pictures import picture_format
     from scoreinv.reconstruction import reconstruct
     from scoreinv.report import draw, judgement, summary
     from scoreinv.tune import tuned_settings
@@ -161,9 +163,15 @@ def _reconstruct(a: argparse.Namespace) -> None:
     out = a.out or a.scan.with_suffix(".recon.h5")
     if out.exists() and a.scan.exists() and out.samefile(a.scan):
         raise ValueError(f"--out {out}: is the scan itself, which would be lost; give another name")
+    if "".join(out.suffixes[-2:]).lower().endswith(FOREIGN):
+        raise ValueError(
+            f"--out {out}: results are HDF5 (.h5); `scoreinv export RESULT.h5 --out {out.name}` makes other formats of them"
+        )
     slicewise = is_volume(a)
     for path in filter(None, (None if slicewise and out.exists() else out, a.picture)):
         check_writable(path)
+    if a.picture:
+        picture_format(a.picture)
     if a.method:
         plugins.get("methods", a.method)
     if a.cluster in (None, "local"):
@@ -208,6 +216,49 @@ def _one_preset(a: argparse.Namespace) -> str | None:
             f"{' and '.join([*chosen, *(['--tuned'] if a.tuned else [])])} exclude each other: give one of them"
         )
     return a.presets[0] if a.presets else None
+
+
+def add_export(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "export", help="a reconstruction's images as NIfTI, DICOM, TIFF or .npy",
+        description="Writes images of a reconstruction or a volume in Hounsfield units, in the format that the name of --out stands for: "
+        ".nii, .nii.gz, .dcm (one slice), a name without suffix (the folder of a DICOM series), .tif, .npy.",
+    )  # fmt: skip
+    p.add_argument(
+        "reconstruction",
+        type=Path,
+        metavar="RECON.h5",
+        help="of `scoreinv reconstruct`; a volume in HDF5 or Zarr as well",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="IMAGE.nii.gz", help="what to write")
+    p.add_argument(
+        "--what", default="mean", metavar="NAME",
+        help="mean, std, half_width, lower and upper (ends of the calibrated interval), measured, fbp or truth (%(default)s)",
+    )  # fmt: skip
+    p.add_argument(
+        "--slice", type=int, metavar="K", help="of several slices this one alone; negative counts from the end"
+    )
+    p.add_argument(
+        "--slice-mm", type=float, metavar="MM", help="distance of neighbouring slices [mm], where there are several"
+    )
+    p.set_defaults(run=_export)
+    return p
+
+
+def _export(a: argparse.Namespace) -> None:
+    import dataclasses
+
+    from scoreinv.files.export import images_of, write_images
+
+    images = images_of(a.reconstruction, a.what)
+    n = len(images.hu)
+    if a.slice is not None:
+        if not -n <= a.slice < n:
+            raise ValueError(f"--slice {a.slice}: {a.reconstruction} has slices 0 to {n - 1}")
+        images = dataclasses.replace(images, hu=images.hu[a.slice % n][None])
+    write_images(a.out, images, slice_mm=a.slice_mm)
+    of = "" if len(images.hu) == 1 else f"{len(images.hu)} slices of "
+    print(f"{a.out}: {of}{images.about}, {images.hu.min():.0f} to {images.hu.max():.0f}")
 
 
 def add_info(commands: Any) -> argparse.ArgumentParser:

@@ -1,0 +1,269 @@
+"""Images of a reconstruction in the formats of other programs: NIfTI, DICOM, TIFF and .npy, in Hounsfield units.
+
+Rows go from front to back and columns from right to left of the patient, as a viewer shows them and as `files.images` reads them (LPS in
+DICOM's words); the centre of the first slice is the origin. Where the patient lay is not known to a scan, so that the images do not lie
+over others of the same patient before they have been registered.
+
+DICOM images are of the class CT Image, derived, of no patient; values are stored as 16-bit integers in the finest power of two that holds
+them (1/8 HU for ±4096), and the unique identifiers follow from the pixels: the same image has the same ones.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from scoreinv.files import hdf5
+from scoreinv.files.atomic import replacing
+from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
+from scoreinv.files.reconstruction import read_reconstruction
+from scoreinv.files.slices import is_zarr
+from scoreinv.files.versions import package_version
+from scoreinv.files.volume import opened
+from scoreinv.units import hu_from_mu
+
+WHAT = ("mean", "std", "half_width", "lower", "upper", "measured", "fbp", "truth")
+"""Images that there may be; lower and upper are the ends of the calibrated interval."""
+DIFFERENCES = ("std", "half_width")
+NIFTI, DICOM, OTHERS = (".nii", ".nii.gz"), ".dcm", (".tif", ".tiff", ".npy")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Slices in Hounsfield units.
+
+    Attributes:
+        hu: (slices, H, W) float32.
+        pixel_mm: side of a pixel [mm]; None where it is unknown.
+        about: what they are, in words.
+    """
+
+    hu: np.ndarray
+    pixel_mm: float | None
+    about: str
+
+
+def images_of(path: Path, what: str = "mean") -> Images:
+    """Images of a reconstruction or a volume.
+
+    Args:
+        path: of a reconstruction, or of a volume in HDF5 or Zarr.
+        what: one of `WHAT`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is neither, it does not hold such an image, slices are missing, or its images have no Hounsfield units.
+    """
+    if what not in WHAT:
+        raise ValueError(f"--what {what!r}: expected one of {', '.join(WHAT)}")
+    read = _from_reconstruction if not is_zarr(path) and _is_reconstruction(path) else _from_volume
+    stored, pixel_mm, mu_water, settings = read(path)
+    if mu_water is None:
+        raise ValueError(f"{path}: its images have no Hounsfield units, so they cannot be exported as CT")
+
+    def image(name: str) -> np.ndarray:
+        mu = stored(name)
+        if mu is None:
+            raise ValueError(f"{path}: has no {name}{_why(name)}")
+        return np.asarray(1000 * mu / mu_water if name in DIFFERENCES else hu_from_mu(mu, mu_water), dtype=np.float32)
+
+    if what in ("lower", "upper"):
+        hu = image("mean") + (1 if what == "upper" else -1) * image("half_width")
+    else:
+        hu = image(what)
+    about = f"scoreinv {package_version()}, {settings.get('method', '?')}: {what} [HU]"
+    return Images(hu.reshape(-1, *hu.shape[-2:]), pixel_mm, about)
+
+
+def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -> None:
+    """Write slices in the format that a name stands for: .nii, .nii.gz, .dcm (one slice), a name without suffix (the folder of a DICOM
+    series, which must not be there yet), .tif, .npy.
+
+    Args:
+        path: what to write, whole or not at all.
+        images: what to write there.
+        slice_mm: distance of neighbouring slices [mm]; NIfTI and DICOM need it where there are several.
+
+    Raises:
+        ValueError: another suffix, a size that is needed and not known, or several slices for one DICOM file.
+        OSError: it cannot be written.
+    """
+    name, n = path.name.lower(), len(images.hu)
+    if name.endswith(OTHERS):
+        hu = images.hu[0] if n == 1 else images.hu
+        with replacing(path) as temporary:
+            _save_plain(temporary, hu)
+        return
+    series = not path.suffix
+    if not (name.endswith((*NIFTI, DICOM)) or series):
+        known = ", ".join((*NIFTI, DICOM, *OTHERS))
+        raise ValueError(
+            f"{path}: expected a name that ends in {known}, or one without suffix for the folder of a DICOM series"
+        )
+    if images.pixel_mm is None:
+        raise ValueError(
+            f"{path}: needs the size of a pixel, which the reconstruction does not state; .tif and .npy do without"
+        )
+    if n > 1 and slice_mm is None:
+        raise ValueError(f"{path}: needs the distance of the {n} slices, which no scan states: give --slice-mm")
+    if slice_mm is not None and not 0 < slice_mm < math.inf:
+        raise ValueError(f"--slice-mm: expected a positive length, got {slice_mm}")
+    distance = slice_mm or images.pixel_mm
+    if name.endswith(NIFTI):
+        written = _nifti(images, distance)
+        with replacing(path) as temporary:
+            temporary.write_bytes(gzip.compress(written, mtime=0) if name.endswith(".gz") else written)
+    elif series:
+        _write_series(path, images, distance)
+    elif n > 1:
+        raise ValueError(
+            f"{path}: one DICOM file holds one slice, there are {n}: give --slice, or a folder's name without suffix"
+        )
+    else:
+        with replacing(path) as temporary:
+            _save_dicom(temporary, images, 0, distance)
+
+
+def _is_reconstruction(path: Path) -> bool:
+    if not h5py.is_hdf5(hdf5.existing_file(path)):
+        raise ValueError(f"{path}: expected a reconstruction or a volume, HDF5 or Zarr")
+    with hdf5.reading(path) as file:
+        return bool(file.attrs.get("format") == RECONSTRUCTION)
+
+
+Stored = tuple[Callable[[str], "np.ndarray | None"], "float | None", "float | None", dict[str, Any]]
+"""An image by its name [1/mm], pixel_mm, mu_water_per_mm, settings."""
+
+
+def _from_reconstruction(path: Path) -> Stored:
+    r = read_reconstruction(path)
+
+    def stored(name: str) -> np.ndarray | None:
+        image = getattr(r, name)
+        return None if image is None else image.numpy()
+
+    return stored, r.pixel_mm, r.mu_water_per_mm, r.settings
+
+
+def _from_volume(path: Path) -> Stored:
+    with opened(path) as volume:
+        missing = np.flatnonzero(~volume.done)
+        if len(missing):
+            raise ValueError(
+                f"{path}: {len(missing)} of {len(volume)} slices are not there yet, the first is {missing[0]}: go on with it first"
+            )
+        sizes = [volume.group.attrs.get(name) for name in ("pixel_mm", "mu_water_per_mm")]
+        pixel_mm, mu_water = (None if v is None else float(v) for v in sizes)
+        settings = volume.settings
+
+    def stored(name: str) -> np.ndarray | None:
+        with opened(path) as volume:
+            return np.asarray(volume.group[name][:]) if name in volume.names else None
+
+    return stored, pixel_mm, mu_water, settings
+
+
+def _why(name: str) -> str:
+    reasons = {
+        "std": ": it is of one image; several need --samples",
+        "half_width": ": no calibration holds for it (see `scoreinv calibrate`)",
+        "measured": ": no prior was used",
+        "truth": ": it is not known",
+        "fbp": ": the operator has none, or it is a volume",
+    }
+    return reasons.get(name, "")
+
+
+def _save_plain(path: Path, hu: np.ndarray) -> None:
+    if path.suffix == ".npy":
+        np.save(path, hu)
+        return
+    from PIL import Image
+
+    first, *others = [Image.fromarray(page) for page in hu.reshape(-1, *hu.shape[-2:])]
+    first.save(path, format="TIFF", save_all=True, append_images=others)
+
+
+def _nifti(images: Images, slice_mm: float) -> bytes:
+    import nibabel
+
+    assert images.pixel_mm is not None
+    h, w = images.hu.shape[1:]
+    steps = np.array([-images.pixel_mm, -images.pixel_mm, slice_mm])
+    affine = np.diag([*steps, 1.0])
+    affine[:2, 3] = -steps[:2] * (np.array([w, h]) - 1) / 2
+    image: Any = nibabel.Nifti1Image(images.hu.transpose(2, 1, 0), affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = images.about.encode()[:79]
+    return bytes(image.to_bytes())
+
+
+def _write_series(folder: Path, images: Images, slice_mm: float) -> None:
+    if folder.exists():
+        raise ValueError(f"{folder}: is there already; a DICOM series gets a folder of its own, give another name")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: cannot be written, the folder {folder.parent} does not exist; make it first"
+        )
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for k in range(len(images.hu)):
+            _save_dicom(temporary / f"{k:04d}.dcm", images, k, slice_mm)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_dicom(path: Path, images: Images, k: int, slice_mm: float) -> None:
+    """Slice k as a CT image (DICOM PS3.3, A.3)."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    assert images.pixel_mm is not None
+    hu, pixel = images.hu[k], images.pixel_mm
+    rows, columns = hu.shape
+    pixels = hashlib.sha256(np.ascontiguousarray(images.hu).tobytes()).hexdigest()
+
+    def uid(of: str) -> UID:
+        return generate_uid(entropy_srcs=[pixels, images.about, of])
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid(f"slice {k}")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    slope = 2.0 ** math.ceil(math.log2(max(float(np.abs(images.hu).max()), 1.0) / 32767))
+    values: dict[str, Any] = {
+        "SOPClassUID": meta.MediaStorageSOPClassUID, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "StudyInstanceUID": uid("study"), "SeriesInstanceUID": uid("series"), "FrameOfReferenceUID": uid("frame"),
+        "PatientName": "", "PatientID": "", "PatientBirthDate": "", "PatientSex": "", "StudyDate": "", "StudyTime": "", "StudyID": "",
+        "AccessionNumber": "", "ReferringPhysicianName": "", "PositionReferenceIndicator": "", "KVP": None, "AcquisitionNumber": None,
+        "Modality": "CT", "ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "Manufacturer": "scoreinv", "SoftwareVersions": package_version(),
+        "SeriesNumber": 1, "InstanceNumber": k + 1, "SeriesDescription": images.about[:64], "DerivationDescription": images.about[:1024],
+        "ImagePositionPatient": [_ds(-pixel * (columns - 1) / 2), _ds(-pixel * (rows - 1) / 2), _ds(k * slice_mm)],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [_ds(pixel), _ds(pixel)], "SliceThickness": _ds(slice_mm),
+        "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": rows, "Columns": columns,
+        "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
+        "RescaleIntercept": 0, "RescaleSlope": _ds(slope), "RescaleType": "HU", "WindowCenter": 0, "WindowWidth": 2000,
+        "PixelData": np.rint(hu / slope).astype("<i2").tobytes(),
+    }  # fmt: skip
+    dataset = FileDataset(
+        str(path), {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False, is_little_endian=True
+    )
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+
+
+def _ds(value: float) -> str:
+    """A number in the 16 characters that DICOM's decimal strings have."""
+    return f"{value:.10g}"
