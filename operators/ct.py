@@ -223,7 +223,7 @@ class ParallelBeamCT(CTOperator):
         """A scanner for images of a shape: views spread evenly over an arc [rad], cells as wide as a pixel that see all of it."""
         detector_mm = pixel_mm if detector_mm is None else detector_mm
         return cls(
-            shape, _views(n_views, arc, start, angles), n_detectors or _enough(math.hypot(*shape) * pixel_mm, detector_offset_mm, detector_mm),
+            shape, _views(n_views, arc, start, angles), _enough(math.hypot(*shape) * pixel_mm, detector_offset_mm, detector_mm, n_detectors),
             pixel_mm, detector_mm, detector_offset_mm=detector_offset_mm, weights=weights,
         )  # fmt: skip
 
@@ -305,7 +305,7 @@ class FanBeamCT(CTOperator):
         radius = math.hypot(*shape) / 2 * pixel_mm
         shadow = 2 * magnification * radius / math.sqrt(max(1 - (radius / source_origin_mm) ** 2, 0.01))
         return cls(
-            shape, _views(n_views, arc, start, angles), n_detectors or _enough(shadow, detector_offset_mm, detector_mm),
+            shape, _views(n_views, arc, start, angles), _enough(shadow, detector_offset_mm, detector_mm, n_detectors),
             source_origin_mm, origin_detector_mm, pixel_mm, detector_mm, detector_offset_mm=detector_offset_mm, weights=weights,
         )  # fmt: skip
 
@@ -378,8 +378,10 @@ def _views(n_views: int, arc: float, start: float, angles: Sequence[float] | Non
     return tuple(start + a for a in equispaced_angles(n_views, arc)) if angles is None else angles
 
 
-def _enough(shadow_mm: float, offset_mm: float, detector_mm: float) -> int:
-    """Cells that cover a shadow, an odd number so that one lies on the axis."""
+def _enough(shadow_mm: float, offset_mm: float, detector_mm: float, asked: int | None) -> int:
+    """So many cells as are asked for, else as cover a shadow, an odd number so that one lies on the axis."""
+    if asked is not None:
+        return asked
     if not detector_mm > 0:
         raise ValueError(f"detector_mm must be positive, got {detector_mm}")
     return 2 * math.ceil((shadow_mm / 2 + abs(offset_mm)) / detector_mm) + 1

@@ -61,7 +61,7 @@ def operator_for_image(
     else:
         known = {f.name for f in dataclasses.fields(cls)}
         build, automatic = cls, {k: v for k, v in (("image_shape", shape), ("pixel_mm", pixel_mm)) if k in known}
-    built: LinearOperator = call(what, build, {**automatic, **arguments})
+    built: LinearOperator = call(what, build, {**automatic, **arguments}, mend=GEOMETRY)
     return built
 
 
@@ -110,14 +110,19 @@ def settings_of(built: Method) -> dict[str, Any]:
     }
 
 
-def call(what: str, build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+SETTING = ": give --set {}=VALUE"
+GEOMETRY = ": give {}=VALUE with --geometry, in `simulate` with --set or an option of its own"
+"""How missing arguments are given on the command line."""
+
+
+def call(what: str, build: Callable[..., Any], arguments: Mapping[str, Any], mend: str = SETTING) -> Any:
     """build(**arguments), with unknown and missing names and values of another type said in one sentence. Lists become tuples: JSON
     knows lists only, a frozen dataclass holds tuples.
 
     Raises:
         ValueError: names the argument; the nearest known one for an unknown.
     """
-    check(what, build, arguments, noun="setting", mend=": give --set {}=VALUE")
+    check(what, build, arguments, noun="setting", mend=mend)
     try:
         return build(**{k: as_tuple(v) for k, v in arguments.items()})
     except (TypeError, AttributeError) as error:

@@ -152,6 +152,11 @@ class Composition(LinearOperator):
     def out_shape(self) -> tuple[int, ...]:
         return self.outer.out_shape
 
+    @property
+    def pixel_mm(self) -> float | None:
+        """Side of the images' pixels [mm], where the inner operator knows it."""
+        return getattr(self.inner, "pixel_mm", None)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self.outer._forward(self.inner._forward(x))
 

@@ -47,7 +47,12 @@ def sample_prior(
 
     Returns:
         A line that says how near samples and validation slices are to the training images.
+
+    Raises:
+        ValueError: there is nothing to draw.
     """
+    if n < 1 or side < 1:
+        raise ValueError(f"expected samples and side of at least 1, got {n} samples of {side} x {side} pixels")
     drawn_from: Denoiser = image_prior(prior, pixel_mm=pixel_mm, device=device)
     if of_class is not None:
         drawn_from = towards_class(drawn_from, **of_class, device=device)

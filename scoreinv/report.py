@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shlex
@@ -16,9 +17,9 @@ from torch import Tensor
 from scoreinv import configure, metrics, plugins, trust
 from scoreinv.baselines.learned import FORM as BASELINE
 from scoreinv.baselines.learned import load_network
-from scoreinv.files import volume
+from scoreinv.files import dxchange, volume
 from scoreinv.files.dxchange import read_any_scan
-from scoreinv.files.images import read_image
+from scoreinv.files.images import PICTURES, read_image
 from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
 from scoreinv.files.reconstruction import Reconstruction, read_reconstruction
 from scoreinv.files.slices import is_zarr
@@ -181,16 +182,20 @@ def describe_file(path: Path | None) -> str:
 
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as file:
-                kind, is_images = file.attrs.get("format"), "hu" in file
+                kind, is_images, is_raw = file.attrs.get("format"), "hu" in file, "exchange" in file
             if kind == VOLUME:
                 return _describe_volume(path)
             if kind == RECONSTRUCTION:
                 return _describe_reconstruction(path)
+            if is_raw:
+                return dxchange.about(path)
             if not is_images:
                 return _describe_scan(path)
-    images = read_image(path, 1.0 if path.suffix in (".npy", ".png", ".tif", ".tiff") else None)
+    unsized = path.suffix.lower() in PICTURES
+    images = read_image(path, 1.0 if unsized else None)
     n, h, w = images.hu.shape
-    return f"{path}: CT, {n} slices of {h} x {w}, pixels of {images.pixel_mm:g} mm, {images.hu.min():.0f} to {images.hu.max():.0f} HU"
+    pixels = "pixels of unknown size" if unsized else f"pixels of {images.pixel_mm:g} mm"
+    return f"{path}: CT, {n} slice{'s' if n > 1 else ''} of {h} x {w}, {pixels}, {images.hu.min():.0f} to {images.hu.max():.0f} HU"
 
 
 _NETWORKS = {
@@ -249,7 +254,7 @@ def _describe_scan(path: Path) -> str:
     noise = f"{float(std.min()):.4g}" + (f" to {float(std.max()):.4g}" if std.numel() > 1 else "")
     lines = [
         f"{path}: scan, data {tuple(p.y.shape)}, {float(p.y.min()):.4g} to {float(p.y.max()):.4g}",
-        f"operator: {_short(p.A)}",
+        f"operator: {_about_operator(p.A)}",
         f"noise: standard deviation {noise}"
         if scan.noise_known
         else "noise: not stated, to be estimated from the data",
@@ -270,6 +275,24 @@ def _describe_reconstruction(path: Path) -> str:
     return f"{path}: reconstruction, samples {tuple(r.samples.shape)}, {summary(r)}\nsettings: {json.dumps(r.settings)}\nversions: {json.dumps(r.versions)}"
 
 
-def _short(operator: object, limit: int = 300) -> str:
-    text = repr(operator)
+def _about_operator(operator: object) -> str:
+    """Its arguments, long sequences by their number and ends, angles in degrees."""
+    if not dataclasses.is_dataclass(operator):
+        return _cut(repr(operator))
+    words = [
+        f"{f.name} {_about_value(f.name, getattr(operator, f.name))}" for f in dataclasses.fields(operator) if f.repr
+    ]
+    return f"{type(operator).__name__}, {', '.join(words)}"
+
+
+def _about_value(name: str, value: Any) -> str:
+    if not isinstance(value, tuple) or len(value) <= 3:
+        return _cut(" x ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    if not all(isinstance(v, int | float) for v in value):
+        return f"({len(value)} values)"
+    scale, unit = (180 / math.pi, " degrees") if name == "angles" else (1.0, "")
+    return f"({len(value)} from {scale * value[0]:.4g} to {scale * value[-1]:.4g}{unit})"
+
+
+def _cut(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]} ..."

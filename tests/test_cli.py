@@ -205,6 +205,7 @@ def test_bad_scans(scan: Path, capsys: pytest.CaptureFixture[str], case: str) ->
         (["--set", "n_levels=2.5"], "n_levels should be int, got 2.5"),
         (["--out", "recon.nii.gz"], "`scoreinv export RESULT.h5 --out recon.nii.gz`"),
         (["--out", "recon.dcm"], "results are HDF5"),
+        (["--every", "0"], "--every: expected a whole number of at least 1, got 0"),
         (["--picture", "recon.bmp"], "pictures are written as png, pdf, svg"),
     ],
 )
@@ -221,12 +222,52 @@ def test_bad_options(scan: Path, capsys: pytest.CaptureFixture[str], options: li
         (["--operator", "fan_beam"], "Did you mean 'fan_beam_ct'"),
         (["--operator", "fan_beam_ct"], "source_origin_mm"),
         (["--set", "viws=3"], "no setting 'viws'"),
+        (["--set", "n_views=2.5"], "n_views should be int, got 2.5"),
+        (["--detectors", "0"], "n_detectors must be positive"),
     ],
 )
 def test_bad_simulations(image: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
     out = image.with_name("scan.h5")
     _fails(["simulate", str(image), "--pixel-mm", "2", *options, "--out", str(out)], words, capsys)
     assert not out.exists()
+
+
+def test_radians_by_mistake_warn(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = image.with_name("scan.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["simulate", str(image), "--pixel-mm", "2", "--arc", "3.14", "--out", str(out)]) == 0
+    assert "within 3.14 of them; 180 degrees are 3.14 radians" in capsys.readouterr().err
+
+
+def test_info_of_files_that_do_not_state_a_size(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(image)]) == 0
+    assert "pixels of unknown size" in capsys.readouterr().out
+    raw = image.with_name("raw.h5")
+    with h5py.File(raw, "w") as file:
+        file["exchange/data"] = np.ones((4, 2, 8), np.float32)
+        file["exchange/theta"] = np.linspace(0, 135, 4)
+        file["exchange/data_white"] = np.ones((1, 2, 8), np.float32)
+    assert main(["info", str(raw)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "4 views from 0 to 135 degrees, 2 detector rows of 8 bins of unknown width" in said
+        and "with data_white" in said
+    )
+
+
+def test_info_shows_the_geometry(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(scan)]) == 0
+    said = capsys.readouterr().out
+    assert " degrees), n_detectors " in said and "pixel_mm 2.0" in said
+
+
+def test_a_sweep_that_is_no_text(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fails(["bench", str(scan)], "is no TOML", capsys)
+
+
+def test_no_samples_of_a_prior(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fails(["sample", "--samples", "0", "--out", str(tmp_path / "s.png")], "samples and side of at least 1", capsys)
 
 
 def test_degrees_by_mistake_warn(image: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 import scoreinv as si
 from scoreinv.files.slices import open_slices
-from scoreinv.operators import ParallelBeamCT, equispaced_angles
+from scoreinv.operators import Masking, ParallelBeamCT, equispaced_angles
 from scoreinv.posterior.dds import DDS
 from scoreinv.posterior.proximal import Proximal
 from scoreinv.volume import reconstruct_volume
@@ -85,6 +85,16 @@ def test_a_volume_goes_on_with_files_only(tmp_path: Path) -> None:
     si.write_scan(path, si.Scan(si.Problem(whole.A, torch.stack([whole.y, whole.y]), 0.1)))
     with pytest.raises(ValueError, match="must be a name or a file, got function"):
         list(reconstruct_volume(open_slices(path), tmp_path / "out.h5", prior=gaussian))  # type: ignore[arg-type]
+
+
+def test_a_sinogram_with_holes_keeps_the_pixels_of_its_scan() -> None:
+    """Dead cells are a mask after the projector; the images are still CT in mm."""
+    p = problem()
+    keep = torch.ones(p.A.out_shape, dtype=torch.bool)
+    keep[:, 3] = False
+    mask = Masking(keep)
+    found = si.reconstruct(si.Problem(mask @ p.A, mask(p.y), p.noise_std, p.truth), "fista_tv")
+    assert found.pixel_mm == 8.0 and found.mean_hu is not None and found.fbp is None
 
 
 @pytest.mark.parametrize("name", ["y", "truth"])

@@ -69,6 +69,7 @@ def add_simulate(commands: Any) -> argparse.ArgumentParser:
 
 def _simulate(a: argparse.Namespace) -> None:
     import math
+    import warnings
 
     from scoreinv.configure import parse_settings
     from scoreinv.files.reconstruction import check_writable
@@ -83,6 +84,11 @@ def _simulate(a: argparse.Namespace) -> None:
         "detector_offset_mm": a.detector_offset_mm,
         "source_origin_mm": a.source_origin_mm, "origin_detector_mm": a.origin_detector_mm,
     }  # fmt: skip
+    if a.arc is not None and 0 < a.arc < 2 * math.pi + 0.01:
+        warnings.warn(
+            f"--arc is in degrees: all views lie within {a.arc:g} of them; {math.degrees(a.arc):.3g} degrees are {a.arc:g} radians",
+            stacklevel=1,
+        )
     arguments = {k: v for k, v in geometry.items() if v is not None} | parse_settings(a.set)
     scan = simulate_scan(
         a.image, a.operator, arguments, index=a.slice, pixel_mm=a.pixel_mm, relative_noise=a.noise, photons=a.photons,
@@ -182,6 +188,8 @@ def _reconstruct(a: argparse.Namespace) -> None:
         how = {"preset": preset, "calibrations": calibrations, "settings": configure.parse_settings(a.set)}
         reconstruct_volume(a, out, how)
         return
+    if a.every is not None and a.every < 1:
+        raise ValueError(f"--every: expected a whole number of at least 1, got {a.every}")
     views = None if a.every is None else slice(None, None, a.every)
     scan = read_any_scan(a.scan, row=a.row, centre=a.centre, detector_mm=a.detector_mm, binning=a.binning, views=views)
     if a.noise_std is not None:

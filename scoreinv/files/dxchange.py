@@ -154,6 +154,28 @@ def n_rows(path: str | os.PathLike[str]) -> int:
         return int(_projections(file).shape[1])
 
 
+def about(path: str | os.PathLike[str]) -> str:
+    """What a DXchange file holds, in one line; the projections are not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no projections or angles.
+    """
+    with hdf5.reading(path) as file:
+        views, rows, bins = _projections(file).shape
+        theta = np.degrees(_angles(file, views))
+        fields = [name for name in ("data_white", "data_dark") if f"exchange/{name}" in file]
+        width = (
+            f"{_detector_mm(file):g} mm wide"
+            if PIXEL_SIZE in file
+            else "of unknown width, to be given as --detector-mm"
+        )
+    return (
+        f"{path}: DXchange, {views} views from {theta.min():.4g} to {theta.max():.4g} degrees, {rows} detector rows of {bins} bins {width}, "
+        f"with {' and '.join(fields) or 'neither white nor dark fields'}"
+    )
+
+
 def _projections(file: h5py.File) -> h5py.Dataset:
     data = hdf5.dataset(file, "exchange/data")
     if data is None or data.ndim != 3 or 0 in data.shape:

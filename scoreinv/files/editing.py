@@ -22,7 +22,7 @@ from torch import Tensor
 from scoreinv import plugins
 from scoreinv.files.atomic import replacing
 from scoreinv.files.hdf5 import existing_file
-from scoreinv.files.images import DISPLAY_WINDOW_HU, PICTURES, read_image
+from scoreinv.files.images import DISPLAY_WINDOW_HU, PICTURES, read_image, warn_unless_hu
 from scoreinv.files.reconstruction import Reconstruction, write_reconstruction
 from scoreinv.pictures import write_png_gray
 from scoreinv.units import MU_WATER_PER_MM, mu_from_hu
@@ -91,6 +91,7 @@ def read_gray(
     ct = read_image(path, pixel_mm if sized else pixel_mm or 1.0, index=index)
     if len(ct.hu) != 1:
         raise ValueError(f"{path}: holds {len(ct.hu)} slices; choose one with --slice")
+    warn_unless_hu(path, ct.hu)
     return Canvas(torch.from_numpy(ct.hu[0]), ct.pixel_mm if sized else pixel_mm)
 
 

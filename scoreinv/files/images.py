@@ -72,7 +72,9 @@ def read_image(path: str | os.PathLike[str], pixel_mm: float | None = None, *, i
         hu = hu[_checked_index(path, index, len(hu))][None]
     side = found if found is not None else pixel_mm
     if side is None:
-        raise ValueError(f"{path}: this kind of file does not say how large a pixel is; give pixel_mm")
+        raise ValueError(
+            f"{path}: this kind of file does not say how large a pixel is; give pixel_mm, --pixel-mm on the command line"
+        )
     if found is not None and pixel_mm is not None and abs(found / pixel_mm - 1) > 1e-3:
         raise ValueError(
             f"{path}: pixels are {found:g} mm by the file and {pixel_mm:g} mm by pixel_mm; leave pixel_mm out"
@@ -235,10 +237,12 @@ def _read_hdf5(path: Path, index: int | None = None) -> Read:
     if sizes is not None and np.ptp(sizes) > 1e-3 * np.max(sizes):
         raise ValueError(
             f"{path}: its {len(hu)} slices have pixels of {np.min(sizes):g} to {np.max(sizes):g} mm; "
-            f"choose one with index"
+            f"choose one with index, --slice on the command line"
         )
     if i is None and len(set(names)) > 1:
-        raise ValueError(f"{path}: holds {len(set(names))} patients; choose one slice with index")
+        raise ValueError(
+            f"{path}: holds {len(set(names))} patients; choose one slice with index, --slice on the command line"
+        )
     return hu, None if sizes is None else float(np.mean(sizes)), names[i or 0]
 
 

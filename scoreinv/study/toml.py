@@ -60,9 +60,13 @@ def read_sweep(path: str | Path) -> Sweep:
         ValueError: it is no TOML or no sweep, with the number of the line where that can be had.
     """
     path = existing_file(path)
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: is no TOML, but a file of other than text; expected a sweep such as benchmarks/example.toml"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: is no TOML: {error}") from error
     return _Reader(path, content, lines_of(text)).sweep()
