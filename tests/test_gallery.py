@@ -19,7 +19,7 @@ pytest.importorskip("sklearn", reason="needs scikit-learn for its digits")
 
 from gallery import ct, digits, measures, plane, plane_langevin, plane_losses, processes  # noqa: E402
 from gallery.digits_words import LONGEST, WORDS, spelled  # noqa: E402
-from gallery.run import MISSING, PARTS, main, readme, run_parts  # noqa: E402
+from gallery.run import MISSING, PARTS, chains, clock, main, readme, run_parts  # noqa: E402
 from gallery.setting import Outcome, Setting  # noqa: E402
 from gallery.systems import GROUPS, SYSTEMS  # noqa: E402
 from gallery.training import LabelledUNet, PlaneConfig, PlaneNetwork  # noqa: E402
@@ -95,6 +95,27 @@ def test_the_page_has_a_row_for_every_system(tmp_path: Path, monkeypatch: pytest
     )
     with pytest.raises(SystemExit):
         main(["--minutes", "0", "--out", str(out)])
+
+
+def test_chains_hold_every_part_once_and_in_order() -> None:
+    found = chains(PARTS)
+    assert sorted(part for chain in found for part in chain) == sorted(PARTS) and len(found) >= 4
+    for chain in found:
+        assert len({part.split("_")[0] for part in chain}) == 1
+        assert chain == [part for part in PARTS if part in chain]
+    minutes = {"digits_a": 3.0, "digits_b": 4.0, "digits_c": 1.0, "plane_a": 2.0, "plane_b": 1.0, "ct_a": 9.0}
+    assert clock(minutes, 1) == 20 and clock(minutes, 2) == 12 and clock(minutes, 3) == 9
+
+
+def test_two_processes_share_the_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SCOREINV_DATA", raising=False)
+    out = tmp_path / "out"
+    which = ["--only", "processes", "plane_losses", "--out", str(out), "--work", str(tmp_path / "work")]
+    main(["--quick", *which, "--jobs", "2"])
+    assert {p.stem for p in out.glob("*.json")} == {"processes", "plane_losses"}
+    assert "by the clock for the command's 2 processes" in (out / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["--quick", *which, "--jobs", "0"])
 
 
 def test_the_page_that_is_committed_is_complete() -> None:

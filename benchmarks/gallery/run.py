@@ -6,7 +6,8 @@
 
 2-D laws, scikit-learn's 8 x 8 digits, and CT slices of 64 x 64 pixels from $SCOREINV_DATA/ct (scikit-image's pictures without). Each part
 writes its pictures and, last, PART.json with its figures; a part whose figures are there, of this budget or a larger one, is not computed
-again. What is trained is kept in --work and goes on from there. README.md is made from the figures of all parts.
+again. What is trained is kept in --work and goes on from there. README.md is made from the figures of all parts. Parts of one kind of data
+go one after the other, for they share what is trained; the kinds are shared between two processes (--jobs).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ from scoreinv.files.atomic import replacing
 PARTS = tuple(dict.fromkeys(system.part for system in SYSTEMS))
 """In the order of the table; each is a module with a `run`."""
 MISSING = "not run yet"
+JOBS = 2
+"""Processes, of a core each."""
 
 
 def part_named(name: str) -> Part:
@@ -73,6 +78,35 @@ def run_parts(setting: Setting, parts: Sequence[str]) -> list[str]:
         print(f"{part}: {found['seconds']:.0f} s", flush=True)
         done.append(part)
     return done
+
+
+def chains(parts: Sequence[str]) -> list[list[str]]:
+    """Parts that share what is trained, in their order: those of one kind of data, the first word of their names; the longest first."""
+    kinds: dict[str, list[str]] = {}
+    for part in parts:
+        kinds.setdefault(part.split("_")[0], []).append(part)
+    return sorted(kinds.values(), key=len, reverse=True)
+
+
+def run_chains(setting: Setting, parts: Sequence[str], jobs: int) -> None:
+    """`run_parts` of every chain, so many at a time in processes of their own; the first failure is raised when all have ended."""
+    waiting = chains(parts)
+    if min(jobs, len(waiting)) <= 1:
+        run_parts(setting, parts)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        for running in [pool.submit(run_parts, setting, chain) for chain in waiting]:
+            running.result()
+
+
+def clock(minutes: Mapping[str, float], jobs: int) -> float:
+    """How long processes take that run the chains of parts of these lengths, each the next one that waits."""
+    ends = [0.0] * jobs
+    for chain in chains(tuple(minutes)):
+        ends[ends.index(min(ends))] += sum(minutes[part] for part in chain)
+    return max(ends)
 
 
 def machine() -> str:
@@ -126,12 +160,13 @@ def spent(found: dict[str, Any]) -> str:
         return "No part has been run yet."
     budgets = sorted({f["minutes"] for f in ran})
     words = " and ".join(f"{b:g}" for b in budgets)
-    total, wall = (sum(f[key] for f in ran) / 60 for key in ("processor_seconds", "seconds"))
-    each = ", ".join(f"{f['part']} {f['processor_seconds'] / 60:.1f}" for f in ran)
+    minutes = {f["part"]: f["processor_seconds"] / 60 for f in ran}
+    total, two = sum(minutes.values()), clock(minutes, JOBS)
+    each = ", ".join(f"{part} {m:.1f}" for part, m in minutes.items())
     machines = "; ".join(dict.fromkeys(f["machine"] for f in ran))
     return (
         f"Budget of what is shown: `--minutes {words}`, of {FULL_MINUTES:g}. It took {total:.0f} minutes of a processor core ({each}; a part finds "
-        f"what an earlier one has trained), {wall:.0f} by the clock on a machine that did other work as well. {machines}."
+        f"what an earlier one has trained), which is {two:.0f} by the clock for the command's {JOBS} processes on as many cores. {machines}."
     )
 
 
@@ -192,14 +227,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     p.add_argument("--minutes", type=float, default=FULL_MINUTES, help="budget on 2 cores; training in proportion")
     p.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     p.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    p.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="processes (%(default)s)")
     a = p.parse_args(arguments)
+    if a.jobs < 1:
+        p.error(f"--jobs must be at least 1, got {a.jobs}")
     minutes = 0.01 if a.quick else a.minutes
     if not minutes > 0:
         p.error(f"--minutes must be positive, got {minutes:g}")
     data = os.environ.get("SCOREINV_DATA")
     setting = Setting(a.out, a.work, minutes, Path(data) if data else None)
     try:
-        run_parts(setting, a.only)
+        run_chains(setting, a.only, a.jobs)
     finally:
         with replacing(a.out / "README.md") as temporary:
             temporary.write_text(readme(setting), encoding="utf-8")
