@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import inspect
 import json
+import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from scoreinv.files.atomic import replacing
 from scoreinv.files.images import read_image_set
 from scoreinv.files.scan import Scan
 from scoreinv.files.versions import package_version, versions
+from scoreinv.linop import LinearOperator
 from scoreinv.priors.crops import ImageSet
 from scoreinv.priors.shipped import identity
 from scoreinv.progress import track
@@ -181,11 +183,12 @@ def read_tuned(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def tuned_settings(path: Path, scan: Scan, method: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The method of a file and its settings for a scan: those that were tuned at the nearest noise level.
+    """The method of a file and its settings for a scan: of those that were tuned with its operator, else all, and of these with the
+    nearest number of views, those at the nearest noise level. Warns where they are far.
 
     Args:
         path: of `scoreinv tune`.
-        scan: whose noise is looked at, estimated where the file does not state it.
+        scan: whose operator, data and noise are looked at, the noise estimated where the file does not state it.
         method: which one, where the file has several.
 
     Raises:
@@ -198,14 +201,30 @@ def tuned_settings(path: Path, scan: Scan, method: str | None = None) -> tuple[s
         what = "has several methods" if method is None else f"has nothing for {method!r}"
         raise ValueError(f"{path}: {what}: give --method, one of {', '.join(table)}")
     tau = float(noise_level(known_noise(scan).flat(), scan.mu_water_per_mm).square().mean().sqrt())
-    row = min(table[method], key=lambda r: abs(float(r["tau"]) - tau))
+    row = min(table[method], key=lambda r: (*_unlike(r, scan.problem.A), abs(float(r["tau"]) - tau)))
+    other_operator, views = _unlike(row, scan.problem.A)
+    far = []
     if abs(row["tau"] - tau) > (SIMILAR - 1) * min(row["tau"], tau) + 1e-6:
-        warnings.warn(
-            f"{path} was made at a noise of {row['tau']:.3g}, the scan has {tau:.3g} (tau of baselines/tuned.py): "
-            "its constants may not suit",
-            stacklevel=2,
-        )
+        far.append(f"a noise of {row['tau']:.3g}, the scan has {tau:.3g} (tau of baselines/tuned.py)")
+    if other_operator:
+        far.append(f"the operator {row['provenance']['operator']}, the scan is of {type(scan.problem.A).__name__}")
+    elif views > math.log(SIMILAR):
+        far.append(f"{row['provenance']['data_shape'][0]} views, the scan has {scan.problem.A.out_shape[0]}")
+    if far:
+        warnings.warn(f"{path} was made at {'; at '.join(far)}: its constants may not suit", stacklevel=2)
     return method, row["settings"] | {key: row[key] for key in row["tuned"]}
+
+
+def _unlike(row: Mapping[str, Any], A: LinearOperator) -> tuple[bool, float]:
+    """Whether a record is of another operator, and by which factor (its logarithm) of another number of views; records that do not say
+    are like any scan."""
+    provenance = row.get("provenance", {})
+    name, shape = provenance.get("operator"), provenance.get("data_shape")
+    other = name is not None and (
+        name not in plugins.names("operators") or plugins.get("operators", name) is not type(A)
+    )
+    views = 0.0 if other or not shape else abs(math.log(max(1, shape[0]) / max(1, A.out_shape[0])))
+    return other, views
 
 
 def _score(
@@ -263,6 +282,7 @@ def _record(
             "patients": [case.patient for case in cases],
             "operator": conditions["operator"],
             "arguments": conditions["arguments"],
+            "data_shape": list(cases[0].scan.problem.A.out_shape),
             "ranges": conditions["ranges"],
             "prior": conditions["prior"],
             "criterion": {

@@ -195,6 +195,35 @@ def test_the_record_of_the_nearest_noise_is_taken(tmp_path: Path) -> None:
         assert settings(0.5)["weight"] == pytest.approx(0.22)
 
 
+def test_the_record_of_the_nearest_scanner_is_taken(tmp_path: Path) -> None:
+    """Of the same operator before others, of the nearest number of views before the nearest noise."""
+    made = [("parallel_beam_ct", 8, 0.0), ("parallel_beam_ct", 40, 0.12), ("fan_beam_ct", 20, 0.0), ("gone", 20, 0.0)]
+    rows = [
+        {
+            "relative_noise": 0.0, "tau": tau, "tuned": ["weight"], "weight": 0.1 + k, "settings": {},
+            "provenance": {"operator": name, "data_shape": [views, 23]},
+        }
+        for k, (name, views, tau) in enumerate(made)
+    ]  # fmt: skip
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"methods": {"fista_tv": rows}}))
+    np.save(tmp_path / "x.npy", np.zeros((16, 16), np.int16))
+
+    def weight(operator: str, views: int, **geometry: float) -> float:
+        scan = simulate_scan(tmp_path / "x.npy", operator, {"n_views": views, **geometry}, pixel_mm=2.0)
+        return float(tuned_settings(path, scan)[1]["weight"])
+
+    assert weight("parallel_beam_ct", 9) == 0.1
+    with pytest.warns(UserWarning, match="a noise of 0.12"):
+        assert weight("parallel_beam_ct", 36) == 1.1
+    with pytest.warns(UserWarning, match="8 views, the scan has 16"):
+        assert weight("parallel_beam_ct", 16) == 0.1
+    assert weight("fan_beam_ct", 20, source_origin_mm=500.0, origin_detector_mm=400.0) == 2.1
+    path.write_text(json.dumps({"methods": {"fista_tv": rows[3:]}}))
+    with pytest.warns(UserWarning, match="the operator gone, the scan is of ParallelBeamCT"):
+        assert weight("parallel_beam_ct", 20) == 3.1
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"methods": 3}', '{"methods": {"sirt": [{"tau": 1}]}}'])
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.json").write_text(text)
