@@ -21,7 +21,7 @@ its ratio is too large by sqrt(1 + 1/M), and its CRPS, of draws that lie nearer 
 that only those of as many draws compare.
 
 Rows are appended to presets.csv as they come and are not computed again; priors are told apart by the checksum of their weights.
-presets.md is made from those rows that belong to today's candidates; the number of patients stands beside each.
+presets.md is made from those rows that belong to today's candidates and defaults; the number of patients stands beside each.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from _data import Slice, slices
 from torch import Tensor
 
 from scoreinv import metrics
-from scoreinv.configure import operator_for_image
+from scoreinv.arguments import plain
+from scoreinv.configure import default_settings, operator_for_image
 from scoreinv.files.scan import Scan
 from scoreinv.presets import PRESETS
 from scoreinv.priors.shipped import identity
@@ -71,6 +72,11 @@ class Candidate(NamedTuple):
     method: str
     settings: Mapping[str, Any]
     prior: str | None = None
+
+    @property
+    def resolved(self) -> str:
+        """All settings, defaults included, as they stand in the rows: those of other defaults are other rows."""
+        return json.dumps(default_settings(self.method) | plain(self.settings))
 
 
 def image(levels: int, relaxation: float = 1.9) -> Candidate:
@@ -136,7 +142,7 @@ def main() -> None:
                     key = (
                         c.name,
                         c.method,
-                        json.dumps(dict(c.settings)),
+                        c.resolved,
                         weights[c.prior],
                         str(a.side),
                         str(noise),
@@ -187,7 +193,7 @@ def report(rows: list[dict[str, str]]) -> Iterator[str]:
     for group, side, noise in itertools.product(GROUPS, ("128", "256"), sorted({r["relative_noise"] for r in rows})):
         lines = []
         for c, prior in itertools.product(GROUPS[group], priors):
-            key = (c.name, c.method, json.dumps(dict(c.settings)), prior, side, noise)
+            key = (c.name, c.method, c.resolved, prior, side, noise)
             same = [r for r in rows if tuple(r[k] for k in KEY[:-1]) == key]
             if same:
                 cells = [c.name, c.method, prior, str(len(same)), *(mean(same, k) for k in MEASURED)]
