@@ -7,13 +7,14 @@ ImageCount, FileSize [bytes], LicenseName and LicenseURI, or answers nothing for
 Filename, MD5Hash). That archive is made on the fly: it has no checksum of its own and cannot be resumed, so a broken
 one starts over; what is converted already is never asked for again. Series with restricted access answer 401 or 403.
 
-Every patient becomes one file FOLDER/NAME/PART/PATIENT.h5 in the layout of training sets; its attribute source_md5 keeps
-the MD5 of every DICOM file, and md5_published says whether the server's list had all of them.
+Every patient becomes one file FOLDER/NAME/PART/PATIENT.h5, as a script's `Convert` makes it. Training sets keep the MD5 of every DICOM
+file in the attribute source_md5, and md5_published says whether the server's list had all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,20 @@ Series = dict[str, Any]
 """What the server says of one series; the fields are in the module's head."""
 
 
+Convert = Callable[[Path, Path, Series, argparse.Namespace, dict[str, str]], None]
+"""(downloaded archive, file to write, series, options, data set and licence)."""
+
+
 def tcia_parser(doc: str | None) -> argparse.ArgumentParser:
     """The options of a script for a collection."""
     p = parser(doc)
     p.add_argument("--patients", type=count, metavar="N", help="only the first N patients by name (all)")
+    return p
+
+
+def images_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of a script that makes training sets."""
+    p = tcia_parser(doc)
     p.add_argument("--slices", type=count, metavar="N", help="keep N slices a patient, spread evenly (all)")
     p.add_argument("--bin", type=count, default=1, metavar="N", help="means of N x N pixels (%(default)s)")
     return p
@@ -86,9 +97,15 @@ def one_a_patient(series: Sequence[Series], wanted: Callable[[Series], bool]) ->
 
 
 def collect(
-    collection: str, name: str, doi: str, wanted: Callable[[Series], bool], a: argparse.Namespace
+    collection: str,
+    name: str,
+    doi: str,
+    wanted: Callable[[Series], bool],
+    a: argparse.Namespace,
+    convert: Convert,
+    suffix: str,
 ) -> list[Path]:
-    """Download and convert one series a patient; the files of all chosen patients.
+    """Download and convert one series a patient; the files of all chosen patients, named after them, with a suffix.
 
     Raises:
         OSError: as for `fetch`; what is done already stays.
@@ -98,7 +115,7 @@ def collect(
     chosen = list(one_a_patient(list_series(collection, folder), wanted).items())[: a.patients]
     if not chosen:
         raise ValueError(f"{collection}: no CT series of that kind; has the collection changed?")
-    paths = {patient: folder / part_of(patient) / f"{patient}.h5" for patient, _ in chosen}
+    paths = {patient: folder / part_of(patient) / f"{patient}{suffix}.h5" for patient, _ in chosen}
     missing = [(patient, s) for patient, s in chosen if not paths[patient].is_file()]
     if not missing:
         return list(paths.values())
@@ -115,7 +132,7 @@ def collect(
         uid = urllib.parse.quote(s["SeriesInstanceUID"])
         fetch(f"{API}/getImageWithMD5Hash?SeriesInstanceUID={uid}", archive, None)
         try:
-            _convert(archive, paths[patient], s, a, dataset=collection, licence=licence)
+            convert(archive, paths[patient], s, a, {"dataset": collection, "licence": licence})
         except ValueError as error:
             failed.append(patient)
             print(f"{patient}: {error}", file=sys.stderr)
@@ -141,14 +158,26 @@ def _within(missing: list[tuple[str, Series]], limit_gb: float | None) -> list[t
     return kept
 
 
-def _convert(archive: Path, path: Path, s: Series, a: argparse.Namespace, **about: str) -> None:
+@contextlib.contextmanager
+def unpacked(archive: Path, s: Series) -> Iterator[tuple[Path, dict[str, str], bool]]:
+    """A folder with the whole series for a while, and what `unpack` returns.
+
+    Raises:
+        ValueError: as for `unpack`, or files are missing.
+    """
     with tempfile.TemporaryDirectory(prefix=".dicom-", dir=archive.parent) as name:
         sums, published = unpack(archive, Path(name))
         if len(sums) != int(s["ImageCount"]):
             raise ValueError(
                 f"the archive holds {len(sums)} of the {s['ImageCount']} images of series {s['SeriesInstanceUID']}"
             )
-        images = read_image(name)
+        yield Path(name), sums, published
+
+
+def training_set(archive: Path, path: Path, s: Series, a: argparse.Namespace, about: dict[str, str]) -> None:
+    """Images in the layout of training sets."""
+    with unpacked(archive, s) as (folder, sums, published):
+        images = read_image(folder)
     hu = block_mean(images.hu[spread(len(images.hu), a.slices)], a.bin)
     write_images(
         path, hu, images.pixel_mm * a.bin, [s["PatientID"]] * len(hu), **about, series=s["SeriesInstanceUID"],
@@ -165,21 +194,23 @@ def unpack(archive: Path, folder: Path) -> tuple[dict[str, str], bool]:
     Raises:
         ValueError: the archive is damaged, or files are missing or differ from the list.
     """
+    sums: dict[str, str] = {}
     try:
         with zipfile.ZipFile(archive) as file:
-            contents = {Path(m.filename).name: file.read(m) for m in file.infolist() if not m.is_dir()}
+            members = {Path(m.filename).name: m for m in file.infolist() if not m.is_dir()}
+            manifest = members.pop(MANIFEST, None)
+            listed = _listed(b"" if manifest is None else file.read(manifest))
+            for name, member in members.items():  # one at a time: projections of a patient are several GB
+                content = file.read(member)
+                if name in listed or content[128:132] == b"DICM":  # what is neither is the collection's licence text
+                    sums[name] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                    (folder / name).write_bytes(content)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{archive.name}: is no whole zip archive ({error}); run it again") from error
-    listed = _listed(contents.pop(MANIFEST, b""))
-    # What is neither listed nor DICOM is the collection's licence text.
-    dicom = {n: c for n, c in contents.items() if n in listed or c[128:132] == b"DICM"}
-    sums = {n: hashlib.md5(c, usedforsecurity=False).hexdigest() for n, c in dicom.items()}
     for name, expected in listed.items():
         if sums.get(name) != expected:
             what = f"has the MD5 {sums[name]}, the server's list says {expected}" if name in sums else "is missing"
             raise ValueError(f"{archive.name}: {name} {what}; run it again")
-    for name, content in dicom.items():
-        (folder / name).write_bytes(content)
     return sums, sums.keys() <= listed.keys()
 
 
@@ -193,6 +224,9 @@ def _listed(manifest: bytes) -> dict[str, str]:
     }
 
 
-def main(script: str, collection: str, doi: str, wanted: Callable[[Series], bool], a: argparse.Namespace) -> int:
+def main(
+    script: str, collection: str, doi: str, wanted: Callable[[Series], bool], a: argparse.Namespace,
+    convert: Convert = training_set, suffix: str = "",
+) -> int:  # fmt: skip
     """Everything a script for a collection does; returns the exit code, 2 for bad input."""
-    return run(script, lambda: collect(collection, script, doi, wanted, a))
+    return run(script, lambda: collect(collection, script, doi, wanted, a, convert, suffix))

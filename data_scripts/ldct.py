@@ -8,10 +8,7 @@ and abdomens of 299 patients at full dose, most also at a simulated lower one. T
 Heads, and whatever else needs an account there, answer 401 or 403 and stop the script: name the exams to take with
 --exam (C chest, L abdomen, N head: the first letter of the patient's name).
 
-Projections (DICOM-CT-PD) are not converted. They are helical, on several rows of a curved detector, with a focal spot that
-moves from view to view (Chen et al., Medical Physics 42, 2015, doi:10.1118/1.4935406): no slice of the patient lies in
-one fan. A scan file holds a two-dimensional fan with a flat detector; to fill it, projections would have to be rebinned
-across rows and turns, and the result would be interpolated data with correlated noise that pass for measured ones.
+Projections of the same patients become scan files by `ldct_projections.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ DOI = "https://doi.org/10.7937/9NPB-2637"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Download, check, convert; returns the exit code, 2 for bad input."""
-    p = _tcia.tcia_parser(__doc__)
+    p = _tcia.images_parser(__doc__)
     p.add_argument("--dose", choices=("full", "low"), default="full", help="(%(default)s)")
     p.add_argument("--exam", default="CL", metavar="LETTERS", help="of C, L and N, see above (%(default)s)")
     a = p.parse_args(argv)

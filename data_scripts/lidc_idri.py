@@ -24,7 +24,7 @@ DOI = "https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Download, check, convert; returns the exit code, 2 for bad input."""
-    a = _tcia.tcia_parser(__doc__).parse_args(argv)
+    a = _tcia.images_parser(__doc__).parse_args(argv)
     return _tcia.main("lidc_idri", COLLECTION, DOI, lambda series: True, a)
 
 

@@ -57,8 +57,8 @@ def check(
         if key not in known:
             hint = did_you_mean(key, known)
             raise ArgumentError(f"{what} has no {noun} {key!r}.{hint} Known: {', '.join(sorted(known))}", key)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ArgumentError(f"{what}: {key} should be a finite number, got {value}", key)
+        if isinstance(value, numbers.Real) and math.isnan(value):
+            raise ArgumentError(f"{what}: {key} should be a number, got {value}", key)
         if not fits(value, hints.get(key, Any)):
             raise ArgumentError(f"{what}: {key} should be {_words(hints[key])}, got {value!r}", key)
     missing = [k for k, p in known.items() if p.default is p.empty and k not in given]
@@ -72,6 +72,9 @@ def resolved(
 ) -> dict[str, Any]:
     """All arguments of a call as plain values; see `check` for what it takes and raises."""
     known = check(what, build, given, automatic=automatic)
+    for key, value in given.items():
+        if isinstance(value, numbers.Real) and math.isinf(value):  # which no store of JSON holds
+            raise ArgumentError(f"{what}: {key} should be a finite number, got {value}", key)
     return {k: plain(given.get(k, p.default)) for k, p in known.items()}
 
 
@@ -87,12 +90,16 @@ def as_tuple(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON does not know becomes its repr."""
+    """A value as JSON has it, numbers and arrays of numpy and tensors as plain numbers; what JSON does not know becomes its repr."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value if isinstance(value, bool | int | float | str | None) else repr(value)
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, numbers.Real):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return plain(value.tolist()) if hasattr(value, "__array__") and hasattr(value, "tolist") else repr(value)
 
 
 def fits(value: Any, hint: Any) -> bool:

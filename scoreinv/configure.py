@@ -104,10 +104,7 @@ def settings_of(built: Method) -> dict[str, Any]:
     """The resolved settings of a method as plain values, without its prior."""
     if not dataclasses.is_dataclass(built):
         return {}
-    values = {f.name: getattr(built, f.name) for f in dataclasses.fields(built) if f.name != "prior"}
-    return {
-        k: v if isinstance(v, bool | int | float | str | list | tuple | None) else repr(v) for k, v in values.items()
-    }
+    return {f.name: plain(getattr(built, f.name)) for f in dataclasses.fields(built) if f.name != "prior"}
 
 
 SETTING = ": give --set {}=VALUE"

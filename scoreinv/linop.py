@@ -157,6 +157,11 @@ class Composition(LinearOperator):
         """Side of the images' pixels [mm], where the inner operator knows it."""
         return getattr(self.inner, "pixel_mm", None)
 
+    @property
+    def covered(self) -> float | None:
+        """Share of a turn within which the inner operator's views lie, where it has views."""
+        return getattr(self.inner, "covered", None)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self.outer._forward(self.inner._forward(x))
 

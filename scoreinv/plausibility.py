@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from scoreinv.files.scan import Scan
+from scoreinv.linop import LinearOperator
 from scoreinv.problem import Problem
 
 RANGE = (0.05, 3.0)
 """Of mean attenuation in units of water: people on a table, and small fields of view without air."""
 EDGE, CENTRE = 0.05, 0.5
 """Shares of the detector: each edge, and its middle."""
+BRIGHTER = 1.2
 
 
 def mean_image(problem: Problem) -> float:
@@ -42,7 +44,7 @@ def doubts(scan: Scan, *, of_people: bool) -> list[str]:
     problem = scan.problem
     if len(problem.A.in_shape) != 2 or getattr(problem.A, "pixel_mm", None) is None:
         return []
-    if len(problem.A.out_shape) == 2 and _brightest_at_the_edge(problem.y):
+    if len(problem.A.out_shape) == 2 and _sees_beyond(problem.A) and _brightest_at_the_edges(problem.y):
         return [
             "the data are larger at the detector's edges than in its middle, as photon counts and transmission are: y should be line "
             "integrals, -ln(counts / counts without an object)"
@@ -58,9 +60,17 @@ def doubts(scan: Scan, *, of_people: bool) -> list[str]:
     return []
 
 
-def _brightest_at_the_edge(y: Tensor) -> bool:
-    """Whether every datum is positive, and rays at the edges have more than those in the middle (..., views, detectors)."""
+def _sees_beyond(A: LinearOperator) -> bool:
+    """Whether both edges of the detector look past the disc inscribed in the image, where there should be air."""
+    shadow = A(torch.ones(A.in_shape))
+    n = shadow.shape[-1]
+    return float(max(shadow[..., 0].mean(), shadow[..., n - 1].mean())) < 0.8 * float(shadow[..., n // 2].mean())
+
+
+def _brightest_at_the_edges(y: Tensor) -> bool:
+    """Whether no datum is negative, and rays at either edge have more than those in the middle (..., views, detectors)."""
     n = y.shape[-1]
     edge, aside = max(1, round(EDGE * n)), round((1 - CENTRE) / 2 * n)
-    edges = torch.cat([y[..., :edge], y[..., n - edge :]], dim=-1)
-    return bool(y.min() >= 0) and float(edges.mean()) > 1.2 * float(y[..., aside : n - aside].mean())
+    middle = float(y[..., aside : n - aside].mean())
+    edges = (float(y[..., :edge].mean()), float(y[..., n - edge :].mean()))
+    return bool(y.min() >= 0) and min(edges) > BRIGHTER * middle

@@ -56,7 +56,7 @@ def sample_prior(
     drawn_from: Denoiser = image_prior(prior, pixel_mm=pixel_mm, device=device)
     if of_class is not None:
         drawn_from = towards_class(drawn_from, **of_class, device=device)
-    samples = generate(drawn_from, (side, side), n, torch.Generator().manual_seed(seed)).cpu()
+    samples = generate(drawn_from, (side, side), n, torch.Generator().manual_seed(seed), device=device).cpu()
     images = [1000 * u for u in samples]
     if not training:
         contact_sheet(out, images)

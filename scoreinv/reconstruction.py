@@ -121,7 +121,9 @@ def choose(
     trained = configure.has_setting(name, "weights") or (configure.needs_prior(name) and not callable(prior))
     for doubt in doubts(scan, of_people=trained):
         warnings.warn(doubt, stacklevel=3)
-    return Choice(name, given, prior or (chosen.prior_name() if chosen else None), preset)
+    if prior is None and chosen:
+        prior = chosen.prior_name()
+    return Choice(name, given, prior, preset)
 
 
 def reconstruct(
@@ -283,6 +285,8 @@ def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Cal
         or result.settings["method"] not in plugins.names("methods")
     ):
         return result
+    if result.settings.get("prior") is not None and not result.settings["prior"].get("sha256"):
+        return result  # of a prior that is no file nothing tells one from another
     conditions = conditions_of(problem, result)
     found = find(known, conditions)
     if found is None:

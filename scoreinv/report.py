@@ -18,6 +18,7 @@ from scoreinv import configure, metrics, plugins, trust
 from scoreinv.baselines.learned import FORM as BASELINE
 from scoreinv.baselines.learned import load_network
 from scoreinv.files import dxchange, volume
+from scoreinv.files.ct_pd import is_projections, read_projections
 from scoreinv.files.dxchange import read_any_scan
 from scoreinv.files.images import PICTURES, read_image
 from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
@@ -30,6 +31,7 @@ from scoreinv.priors.classifier import FORMAT as CLASSIFIER
 from scoreinv.priors.conditional import FORMAT as CONDITIONAL
 from scoreinv.priors.latent import FORM as LATENT
 from scoreinv.priors.shipped import prior_card, prior_path, shipped
+from scoreinv.rebinning import heights
 from scoreinv.units import hu_from_mu
 
 
@@ -177,6 +179,8 @@ def describe_file(path: Path | None) -> str:
         return _describe_prior(prior_path(path))
     if is_zarr(path):
         return _describe_volume(path)
+    if is_projections(path):
+        return _describe_projections(path)
     if path.is_file():
         import h5py
 
@@ -263,6 +267,17 @@ def _describe_scan(path: Path) -> str:
         f"info: {json.dumps(scan.info)}" if scan.info else "",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _describe_projections(folder: Path) -> str:
+    p = read_projections(folder)
+    (columns, rows), (low, high) = p.views[0].shape, heights(p)
+    turns = abs(p.column("phi")[-1] - p.column("phi")[0]) / (2 * math.pi)
+    return (
+        f"{folder}: DICOM-CT-PD, {len(p.views)} views in {turns:.1f} turns, {columns} columns and {rows} rows of a {p.detector.lower()} detector, "
+        f"{p.n_spots} place{'s' if p.n_spots > 1 else ''} of the focal spot\nslices from {low:.1f} to {high:.1f} mm are seen from all sides: "
+        f"scoreinv rebin {shlex.quote(str(folder))} --z {(low + high) / 2:.1f} --out scan.h5"
+    )
 
 
 def _describe_volume(path: Path) -> str:

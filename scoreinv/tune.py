@@ -183,8 +183,8 @@ def read_tuned(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def tuned_settings(path: Path, scan: Scan, method: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The method of a file and its settings for a scan: of those that were tuned with its operator, else all, and of these with the
-    nearest number of views, those at the nearest noise level. Warns where they are far.
+    """The method of a file and its settings for a scan: of those that were tuned with its operator, else all, and of these with a
+    similar number of views, else the nearest, those at the nearest noise level. Warns where they are far.
 
     Args:
         path: of `scoreinv tune`.
@@ -208,7 +208,7 @@ def tuned_settings(path: Path, scan: Scan, method: str | None = None) -> tuple[s
         far.append(f"a noise of {row['tau']:.3g}, the scan has {tau:.3g} (tau of baselines/tuned.py)")
     if other_operator:
         far.append(f"the operator {row['provenance']['operator']}, the scan is of {type(scan.problem.A).__name__}")
-    elif views > math.log(SIMILAR):
+    elif views > 0:
         far.append(f"{row['provenance']['data_shape'][0]} views, the scan has {scan.problem.A.out_shape[0]}")
     if far:
         warnings.warn(f"{path} was made at {'; at '.join(far)}: its constants may not suit", stacklevel=2)
@@ -216,15 +216,15 @@ def tuned_settings(path: Path, scan: Scan, method: str | None = None) -> tuple[s
 
 
 def _unlike(row: Mapping[str, Any], A: LinearOperator) -> tuple[bool, float]:
-    """Whether a record is of another operator, and by which factor (its logarithm) of another number of views; records that do not say
-    are like any scan."""
+    """Whether a record is of another operator, and by which factor (its logarithm) beyond a similar one of another number of views; records
+    that do not say are like any scan."""
     provenance = row.get("provenance", {})
     name, shape = provenance.get("operator"), provenance.get("data_shape")
     other = name is not None and (
         name not in plugins.names("operators") or plugins.get("operators", name) is not type(A)
     )
     views = 0.0 if other or not shape else abs(math.log(max(1, shape[0]) / max(1, A.out_shape[0])))
-    return other, views
+    return other, max(0.0, views - math.log(SIMILAR))
 
 
 def _score(

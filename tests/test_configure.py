@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreinv import configure, plugins
+from scoreinv.arguments import ArgumentError, plain, resolved
 from scoreinv.configure import call, operator_for_image, parse_settings, settings_of
 from scoreinv.priors.denoiser import Denoiser
 
@@ -70,7 +71,7 @@ def refusing() -> None:
         ("proximal", {"n_levels": 2.5}, r"n_levels should be int, got 2\.5"),
         ("proximal", {"sigma_max": "big"}, "sigma_max should be float or None, got 'big'"),
         ("fista_tv", {"weight": [1, 2]}, r"weight should be float or None, got \[1, 2\]"),
-        ("dds", {"trust": math.nan}, "trust should be a finite number, got nan"),
+        ("dds", {"trust": math.nan}, "trust should be a number, got nan"),
         ("tds", {"particles": 3.5}, r"particles should be int, got 3\.5"),  # a field that is inherited
         ("mcg_diff", {"samples": True}, "samples should be int, got True"),
     ],
@@ -83,8 +84,26 @@ def test_settings_of_another_type(method: str, settings: dict[str, Any], message
 def test_numbers_and_arrays_of_numpy_are_settings_too() -> None:
     built: Any = configure.method("proximal", {"samples": np.int64(2), "trust": np.float32(1.5)}, lambda: shrink)
     assert built.samples == 2
+    assert configure.settings_of(built)["samples"] == 2 and type(configure.settings_of(built)["trust"]) is float
     A: Any = operator_for_image("parallel_beam_ct", (8, 8), 1.0, {"angles": np.linspace(0, 1, 3)})
     assert A.out_shape[0] == 3
+    found = resolved("dds", plugins.get("methods", "dds"), {"n_levels": np.int64(30)}, automatic=["prior"])
+    assert found["n_levels"] == 30 and type(found["n_levels"]) is int
+    many = np.linspace(0, 3, 2000)
+    assert (
+        plain(many) == many.tolist()
+        and plain(torch.tensor([1.5])) == [1.5]
+        and plain({"a": (np.float32(0.5),)}) == {"a": [0.5]}
+    )
+
+
+def test_infinity_is_left_to_methods_and_refused_in_sweeps() -> None:
+    built: Any = configure.method("pigdm", {"longest": math.inf}, lambda: shrink)
+    assert built.longest == math.inf
+    with pytest.raises(ValueError, match="longest should be a number, got nan"):
+        configure.method("pigdm", {"longest": np.float32("nan")}, lambda: shrink)
+    with pytest.raises(ArgumentError, match="longest should be a finite number, got inf"):
+        resolved("pigdm", plugins.get("methods", "pigdm"), {"longest": math.inf}, automatic=["prior"])
 
 
 def test_a_prior_goes_to_methods_that_need_one() -> None:

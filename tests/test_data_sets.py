@@ -28,9 +28,11 @@ import _download
 import _tcia
 import fips_walnut
 import ldct
+import ldct_projections
 import lidc_idri
 import lodopab
 import two_detect
+from helix import BODY, Helix
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield s
 
 
-SCRIPTS = (fips_walnut, ldct, lidc_idri, lodopab, two_detect)
+SCRIPTS = (fips_walnut, ldct, ldct_projections, lidc_idri, lodopab, two_detect)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
@@ -243,6 +245,44 @@ def test_ldct_takes_images_of_one_dose(server: Server, tmp_path: Path) -> None:
     assert ldct.main(["--out", str(tmp_path), "--dose", "low", "--exam", "l"]) == 0
     asked = [p.rpartition("=")[2] for p in server.paths if "getImage" in p]
     assert asked == ["2.0.0", "2.1.0", "2.1.1"]
+
+
+def projections_zip(folder: Path, patient: str, *, spoil: bool = False) -> tuple[bytes, int]:
+    """A small spiral as the server sends it, and its number of views."""
+    helix = Helix(columns=40, rows=8, column_mm=22.5, row_mm=8.0, centre=(20.75, 4.5), views_a_turn=60, turns=2.0)
+    helix.write(folder, helix.scan(BODY))
+    files = {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+    sums = {name: md5(content).removeprefix("md5:") for name, content in files.items()}
+    if spoil:
+        files["00005.dcm"] = files["00006.dcm"]
+    table = io.StringIO()
+    csv.writer(table).writerows([("Filename", "MD5Hash"), *sums.items()])
+    return zipped({**files, "md5hashes.csv": table.getvalue().encode()}), len(files)
+
+
+def test_ldct_projections_become_scan_files(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive, n = projections_zip(tmp_path / "made", "L001")
+    kinds = (("Full Dose Images", 3), ("Full dose projections", n), ("Low Dose Projections", n))
+    series = [entry("L001", f"3.{k}", many, SeriesDescription=words) for k, (words, many) in enumerate(kinds)]
+    offer(server, "LDCT-and-Projection-data", series)
+    server.routes["/getImageWithMD5Hash?SeriesInstanceUID=3.1"] = archive
+    arguments = ["--out", str(tmp_path), "--views", "9", "--size", "40", "--slices", "2"]
+    assert ldct_projections.main(arguments) == 0
+    (path,) = (Path(line) for line in capsys.readouterr().out.split())
+    folder = tmp_path / "ldct_projections_full"
+    assert path == folder / _convert.part_of("L001") / "L001_9views_40px.h5"
+    scan = read_scan(path)
+    assert scan.problem.y.shape == (2, 9, 40) and scan.noise_known and scan.mu_water_per_mm == 0.0192
+    assert scan.info["patient"] == "L001" and scan.info["md5_published"] and "CC BY 3.0" in scan.info["licence"]
+    assert {p.name for p in folder.iterdir()} == {"LICENCE_ldct_projections_full.txt", path.parent.name, "series.json"}
+    asked = len(server.paths)
+    assert ldct_projections.main(arguments) == 0 and len(server.paths) == asked
+    server.routes["/getImageWithMD5Hash?SeriesInstanceUID=3.2"] = projections_zip(
+        tmp_path / "again", "L001", spoil=True
+    )[0]
+    assert ldct_projections.main([*arguments, "--dose", "low"]) == 2
+    assert "00005.dcm has the MD5" in capsys.readouterr().err
+    assert list((tmp_path / "ldct_projections_low").glob("*/*.h5")) == []
 
 
 # LoDoPaB-CT

@@ -622,7 +622,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "sixteen bits of nothing": (["inpaint", "deep.png", *BOX], "Hounsfield units cannot be told"),
     "strength 0": (["stroke", "gray.png", "--strength", "0"], "between 0.01 and 80"),
     "strength too large": (["stroke", "gray.png", "--strength", "500"], "between 0.01 and 80"),
-    "strength that is none": (["stroke", "gray.png", "--strength", "nan"], "strength should be a finite number"),
+    "strength that is none": (["stroke", "gray.png", "--strength", "nan"], "strength should be a number"),
     "strength of inpaint": (["inpaint", "gray.png", *BOX, "--strength", "1"], "--strength is of stroke"),
     "method of stroke": (["stroke", "gray.png", "--method", "dps"], "--method is of inpaint and colourise"),
     "mask of colourise": (["colourise", "gray.png", "--mask", "white.png"], "--mask is of inpaint and stroke"),

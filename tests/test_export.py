@@ -64,6 +64,21 @@ def test_what_is_written_is_what_is_read(one: Path, tmp_path: Path, name: str) -
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_names_in_capitals(one: Path, tmp_path: Path) -> None:
+    for name, head in (("X.NPY", b"\x93NUMPY"), ("X.NII", b"\\\x01"), ("X.TIF", b"II*")):
+        write_images(tmp_path / name, images_of(one))
+        assert (tmp_path / name).read_bytes().startswith(head)
+
+
+def test_slices_without_such_an_image(tmp_path: Path) -> None:
+    hu = np.zeros((3, H, W), np.float32)
+    hu[1] = np.nan
+    for name in ("x.nii", "x.dcm", "x.npy", "series"):
+        with pytest.raises(ValueError, match="1 of 3 slices have no such image, the first is slice 1"):
+            write_images(tmp_path / name, Images(hu, PIXEL_MM, "interval"), slice_mm=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["x.nii.gz", "x.tif", "x.npy", "series"])
 def test_slices_keep_their_order(three: Path, tmp_path: Path, name: str) -> None:
     write_images(tmp_path / name, images_of(three), slice_mm=2.5)
@@ -110,6 +125,9 @@ def test_the_same_image_makes_the_same_file(one: Path, tmp_path: Path) -> None:
             write_images(tmp_path / f"{k}.{name}", images_of(one))
         assert (tmp_path / f"1.{name}").read_bytes() == (tmp_path / f"2.{name}").read_bytes()
     write_images(tmp_path / "std.dcm", images_of(one, "std"))
+    write_images(tmp_path / "wide.dcm", Images(images_of(one).hu, 2 * PIXEL_MM, images_of(one).about))
+    uids = {pydicom.dcmread(tmp_path / f"{k}.dcm").SOPInstanceUID for k in ("1", "std", "wide")}
+    assert len(uids) == 3
     assert (
         pydicom.dcmread(tmp_path / "std.dcm").SeriesInstanceUID != pydicom.dcmread(tmp_path / "1.dcm").SeriesInstanceUID
     )

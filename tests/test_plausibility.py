@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 
 import pytest
@@ -52,6 +53,19 @@ def test_centimetres(factor: float) -> None:
         (said,) = doubts(odd, of_people=True)
         assert "times what water does" in said and "cm instead of mm" in said
         assert doubts(odd, of_people=False) == []  # a stone, or a leaf
+
+
+@pytest.mark.parametrize(("n_detectors", "offset", "hollow"), [(20, 0.0, True), (20, 48.0, False), (20, 48.0, True)])
+def test_short_and_offset_detectors_look_at_no_air(n_detectors: int, offset: float, hollow: bool) -> None:
+    """Their edges may see more than their middle."""
+    angles = equispaced_angles(24, 2 * math.pi)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the detector misses a part
+        A = ParallelBeamCT((SIDE, SIDE), angles, n_detectors, PIXEL_MM, PIXEL_MM, detector_offset_mm=offset)
+        r = torch.linspace(-1, 1, SIDE)
+        square = r[:, None] ** 2 + r**2
+        body = WATER * ((square < (0.9 if hollow else 0.1)) & ((square > 0.3) | torch.tensor(not hollow))).float()
+        assert doubts(si.Scan(si.simulate(A, body, torch.Generator())), of_people=False) == []
 
 
 def test_images_of_other_kinds_are_not_judged() -> None:

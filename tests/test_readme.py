@@ -37,6 +37,7 @@ def test_commands_parse() -> None:
     shown = {
         "simulate",
         "reconstruct",
+        "rebin",
         "export",
         "train",
         "sample",

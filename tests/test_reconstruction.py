@@ -10,10 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 import scoreinv as si
+from scoreinv.calibration import Calibration
 from scoreinv.files.slices import open_slices
 from scoreinv.operators import Masking, ParallelBeamCT, equispaced_angles
 from scoreinv.posterior.dds import DDS
 from scoreinv.posterior.proximal import Proximal
+from scoreinv.reconstruction import conditions_of
 from scoreinv.volume import reconstruct_volume
 
 WATER = 0.0193
@@ -48,6 +50,15 @@ def test_a_prior_of_one_s_own() -> None:
     assert found.settings["network_evaluations_per_image"] == 6
     assert "calibration" not in found.settings  # nothing is known about its intervals
     assert si.reconstruct(problem(), prior=prior, settings={"n_levels": 2}, samples=1).settings["method"] == "proximal"
+
+
+def test_intervals_are_not_those_of_another_prior() -> None:
+    """Of denoisers that are no file nothing tells one from another, so that no calibration holds."""
+    how: dict[str, Any] = {"samples": 2, "settings": {"n_levels": 2, "draw_levels": 2}}
+    found = si.reconstruct(problem(), "proximal", prior=gaussian, **how)
+    of_it = Calibration(conditions_of(problem(), found), 0.9, 2.0, 10.0, 14, 0.8, 0.9, 0.9)
+    again = si.reconstruct(problem(), "proximal", prior=gaussian, calibrations=[of_it], **how)
+    assert again.half_width is None and "calibration_unfit" not in again.settings
 
 
 def test_a_method_that_has_been_built() -> None:

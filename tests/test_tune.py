@@ -213,12 +213,17 @@ def test_the_record_of_the_nearest_scanner_is_taken(tmp_path: Path) -> None:
         scan = simulate_scan(tmp_path / "x.npy", operator, {"n_views": views, **geometry}, pixel_mm=2.0)
         return float(tuned_settings(path, scan)[1]["weight"])
 
-    assert weight("parallel_beam_ct", 9) == 0.1
+    assert weight("parallel_beam_ct", 9) == 0.1 and weight("parallel_beam_ct", 11) == 0.1
     with pytest.warns(UserWarning, match="a noise of 0.12"):
         assert weight("parallel_beam_ct", 36) == 1.1
     with pytest.warns(UserWarning, match="8 views, the scan has 16"):
         assert weight("parallel_beam_ct", 16) == 0.1
     assert weight("fan_beam_ct", 20, source_origin_mm=500.0, origin_detector_mm=400.0) == 2.1
+    near = [
+        rows[0] | {"tau": 9.0, "weight": 7.0, "provenance": {"operator": "parallel_beam_ct", "data_shape": [10, 23]}}
+    ]
+    path.write_text(json.dumps({"methods": {"fista_tv": [*near, *rows]}}))
+    assert weight("parallel_beam_ct", 10) == 0.1  # of similar numbers of views the noise decides
     path.write_text(json.dumps({"methods": {"fista_tv": rows[3:]}}))
     with pytest.warns(UserWarning, match="the operator gone, the scan is of ParallelBeamCT"):
         assert weight("parallel_beam_ct", 20) == 3.1

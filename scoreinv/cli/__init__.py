@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from scoreinv.cli import baselines, bench, editing, latents, priors, report, scans, trust, tune
+from scoreinv.cli import baselines, bench, convert, editing, latents, priors, report, scans, trust, tune
 
 COMMANDS = (
-    scans.add_demo, scans.add_simulate, scans.add_reconstruct, priors.add_train, priors.add_sample, priors.add_score,
+    scans.add_demo, scans.add_simulate, convert.add_rebin, scans.add_reconstruct, priors.add_train, priors.add_sample, priors.add_score,
     editing.add_edit,
     latents.add_train_autoencoder, baselines.add_train_baseline,
-    trust.add_calibrate, tune.add_tune, bench.add_bench, report.add_report, trust.add_verify, scans.add_export, scans.add_info, scans.add_list,
+    trust.add_calibrate, tune.add_tune, bench.add_bench, report.add_report, trust.add_verify, convert.add_export, scans.add_info, scans.add_list,
 )  # fmt: skip
 """Each adds the parser of one command."""
 

@@ -226,49 +226,6 @@ def _one_preset(a: argparse.Namespace) -> str | None:
     return a.presets[0] if a.presets else None
 
 
-def add_export(commands: Any) -> argparse.ArgumentParser:
-    p: argparse.ArgumentParser = commands.add_parser(
-        "export", help="a reconstruction's images as NIfTI, DICOM, TIFF or .npy",
-        description="Writes images of a reconstruction or a volume in Hounsfield units, in the format that the name of --out stands for: "
-        ".nii, .nii.gz, .dcm (one slice), a name without suffix (the folder of a DICOM series), .tif, .npy.",
-    )  # fmt: skip
-    p.add_argument(
-        "reconstruction",
-        type=Path,
-        metavar="RECON.h5",
-        help="of `scoreinv reconstruct`; a volume in HDF5 or Zarr as well",
-    )
-    p.add_argument("--out", type=Path, required=True, metavar="IMAGE.nii.gz", help="what to write")
-    p.add_argument(
-        "--what", default="mean", metavar="NAME",
-        help="mean, std, half_width, lower and upper (ends of the calibrated interval), measured, fbp or truth (%(default)s)",
-    )  # fmt: skip
-    p.add_argument(
-        "--slice", type=int, metavar="K", help="of several slices this one alone; negative counts from the end"
-    )
-    p.add_argument(
-        "--slice-mm", type=float, metavar="MM", help="distance of neighbouring slices [mm], where there are several"
-    )
-    p.set_defaults(run=_export)
-    return p
-
-
-def _export(a: argparse.Namespace) -> None:
-    import dataclasses
-
-    from scoreinv.files.export import images_of, write_images
-
-    images = images_of(a.reconstruction, a.what)
-    n = len(images.hu)
-    if a.slice is not None:
-        if not -n <= a.slice < n:
-            raise ValueError(f"--slice {a.slice}: {a.reconstruction} has slices 0 to {n - 1}")
-        images = dataclasses.replace(images, hu=images.hu[a.slice % n][None])
-    write_images(a.out, images, slice_mm=a.slice_mm)
-    of = "" if len(images.hu) == 1 else f"{len(images.hu)} slices of "
-    print(f"{a.out}: {of}{images.about}, {images.hu.min():.0f} to {images.hu.max():.0f}")
-
-
 def add_info(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "info",

@@ -99,12 +99,17 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
         OSError: it cannot be written.
     """
     name, n = path.name.lower(), len(images.hu)
-    if name.endswith(OTHERS):
-        hu = images.hu[0] if n == 1 else images.hu
-        with replacing(path) as temporary:
-            _save_plain(temporary, hu)
-        return
     series = not path.suffix
+    lacking = [k for k in range(n) if not np.isfinite(images.hu[k]).all()]
+    if lacking:
+        raise ValueError(
+            f"{path}: {len(lacking)} of {n} slices have no such image, the first is slice {lacking[0]} (intervals are there where a "
+            "calibration holds): export others, or single ones with --slice"
+        )
+    if name.endswith(OTHERS):
+        with replacing(path) as temporary:
+            _save_plain(temporary, images.hu[0] if n == 1 else images.hu)
+        return
     if not (name.endswith((*NIFTI, DICOM)) or series):
         known = ", ".join((*NIFTI, DICOM, *OTHERS))
         raise ValueError(
@@ -185,8 +190,9 @@ def _why(name: str) -> str:
 
 
 def _save_plain(path: Path, hu: np.ndarray) -> None:
-    if path.suffix == ".npy":
-        np.save(path, hu)
+    if path.suffix.lower() == ".npy":
+        with open(path, "wb") as file:  # np.save adds a suffix to names
+            np.save(file, hu)
         return
     from PIL import Image
 
@@ -233,7 +239,7 @@ def _save_dicom(path: Path, images: Images, k: int, slice_mm: float) -> None:
     assert images.pixel_mm is not None
     hu, pixel = images.hu[k], images.pixel_mm
     rows, columns = hu.shape
-    pixels = hashlib.sha256(np.ascontiguousarray(images.hu).tobytes()).hexdigest()
+    pixels = hashlib.sha256(np.ascontiguousarray(images.hu).tobytes()).hexdigest() + f" {rows} {pixel} {slice_mm}"
 
     def uid(of: str) -> UID:
         return generate_uid(entropy_srcs=[pixels, images.about, of])

@@ -73,7 +73,7 @@ class PseudoPolar:
         total = torch.zeros(len(sinogram), len(self.cells), dtype=complex_dtype, device=sinogram.device)
         for view, (cell, cycles) in enumerate(self.points):
             omega = cycles.double() / (self.side * pixel_size_mm)
-            wave = torch.exp(-2j * math.pi * positions_mm.double()[:, None] * omega).to(total)
+            wave = torch.exp(-2j * math.pi * positions_mm.double().cpu()[:, None] * omega).to(total)
             total.index_add_(1, cell.to(total.device), sinogram[:, view].to(total) @ wave)
         count = torch.zeros(len(self.cells))
         for cell, _ in self.points:

@@ -140,7 +140,7 @@ class SongFaithful(_Song):
         theta = torch.tensor(A.angles, dtype=torch.float64)
         directions = torch.stack([-theta.sin(), theta.cos()], dim=1)  # y points up, rows go down
         T = pseudo_polar(A.image_shape, directions, self.expansion, A.pixel_mm / A.detector_mm)
-        positions = torch.tensor(A.detector_positions_mm, dtype=torch.float64, device=problem.y.device)
+        positions = torch.tensor(A.detector_positions_mm, dtype=torch.float64)
         known = T.known(problem.y, positions, A.pixel_mm)
         return lambda delta, sigma: T.inverse(known + T.transform(delta))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
@@ -24,6 +26,7 @@ def generate(
     sigma_min: float = 0.005,
     sigma_max: float = 40.0,
     step: Step = heun,
+    device: str | torch.device = "cpu",
 ) -> Tensor:
     """Draws from a prior, by default by Heun's method on the probability flow (Karras et al. 2022, arXiv:2206.00364, alg. 1).
 
@@ -35,24 +38,26 @@ def generate(
         n_levels: noise levels; 2 n_levels - 1 evaluations of the prior by Heun's method.
         sigma_min, sigma_max: last and first of them, in the prior's own unit.
         step: any step of this room that takes x to level 0 (`finished` makes one of any other), in the prior's own unit.
+        device: where the prior is.
 
     Returns:
         (n, *shape).
     """
+    how: dict[str, Any] = {
+        "n_levels": n_levels,
+        "sigma_min": sigma_min,
+        "sigma_max": sigma_max,
+        "step": step,
+        "device": device,
+    }
     if isinstance(prior, LatentPrior):
-        inside = prior.autoencoder.latent_shape(shape)
-        z = generate(
-            prior.denoiser, inside, n, rng, n_levels=n_levels, sigma_min=sigma_min, sigma_max=sigma_max, step=step
-        )
+        z = generate(prior.denoiser, prior.autoencoder.latent_shape(shape), n, rng, **how)
         return _decoded(prior, z)
     if isinstance(prior, Rescaled):
-        own = generate(
-            prior.denoiser, shape, n, rng, n_levels=n_levels, sigma_min=sigma_min, sigma_max=sigma_max, step=step
-        )
-        return prior.shift + prior.scale * own
+        return prior.shift + prior.scale * generate(prior.denoiser, shape, n, rng, **how)
     rngs = member_streams(rng, n, 1)
-    sigmas = (karras(n_levels, sigma_min, sigma_max) * scale_of(prior)).float()
-    x = getattr(prior, "shift", 0.0) + sigmas[0] * normal(rngs, torch.zeros(n, *shape))
+    sigmas = (karras(n_levels, sigma_min, sigma_max) * scale_of(prior)).float().to(device)
+    x = getattr(prior, "shift", 0.0) + sigmas[0] * normal(rngs, torch.zeros(n, *shape, device=device))
     return last(track(sample(prior, x, sigmas, step=step, rngs=rngs), "samples", n_levels))
 
 
