@@ -148,7 +148,9 @@ def _needed(level: float) -> int:
 
 
 def check_enough(patients: int, level: float) -> None:
-    """Raises ValueError where so many patients are too few for a factor from all but one of them."""
+    """Raises ValueError where so many patients are too few for a factor from all but one of them, or the level is no share."""
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a share between 0 and 1, such as 0.9, got {level:g}")
     if patients < _needed(level) + 1:
         raise ValueError(
             f"a level of {level} needs at least {_needed(level) + 1} patients, got {patients}: each is left out once"

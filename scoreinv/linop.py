@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -158,8 +159,8 @@ class Composition(LinearOperator):
         return getattr(self.inner, "pixel_mm", None)
 
     @property
-    def covered(self) -> float | None:
-        """Share of a turn within which the inner operator's views lie, where it has views."""
+    def covered(self) -> Callable[[], float] | None:
+        """What tells the share of a turn within which the views lie, where the inner operator has it."""
         return getattr(self.inner, "covered", None)
 
     def _forward(self, x: Tensor) -> Tensor:

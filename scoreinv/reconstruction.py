@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from scoreinv.calibration import Calibration, Conditions, find, read_calibration
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
-from scoreinv.plausibility import doubts, looks_clinical, mean_image
+from scoreinv.plausibility import doubts, is_ct, looks_clinical, mean_image
 from scoreinv.presets import Preset, preset_named
 from scoreinv.priors.denoiser import Counted, Denoiser
 from scoreinv.priors.shipped import ct_prior, identity
@@ -28,6 +29,9 @@ from scoreinv.streams import split
 
 DEFAULT = "proximal"
 WITHOUT_PRIOR = "fista_tv"
+WITHOUT_IMAGE_MODEL = "cgls"
+EXACT_COUNTS = ("daps", "dps", "latent_daps", "padis", "red_diff", "score_sde", "sitcom")
+"""Methods that take the exact likelihood of photon counts (`scoreinv.misfit`)."""
 
 PriorLike = str | Path | Denoiser
 """A shipped prior's name, a .safetensors file, or a denoiser of images in the operator's unit (1/mm for CT)."""
@@ -38,13 +42,17 @@ def default_method(scan: Scan, prior: PriorLike | None = None) -> str:
     variation elsewhere."""
     if prior is not None or looks_clinical(scan):
         return DEFAULT
-    if len(scan.problem.A.in_shape) == 2:
-        warnings.warn(
-            f"the images attenuate {mean_image(scan.problem):.3g} per mm on average, water {scan.mu_water_per_mm:g}: not what the CT "
-            f"prior knows, so {WITHOUT_PRIOR} is taken; choose with --method, or state the attenuation of water in the scan",
-            stacklevel=2,
-        )
+    if len(scan.problem.A.in_shape) != 2:
+        return WITHOUT_IMAGE_MODEL
+    warnings.warn(f"{_unlike_people(scan)}; so {WITHOUT_PRIOR} is taken, choose with --method", stacklevel=2)
     return WITHOUT_PRIOR
+
+
+def _unlike_people(scan: Scan) -> str:
+    """Why images are not what the CT prior knows."""
+    said = doubts(scan, of_people=True)
+    mean = f"these are not images that the CT prior knows (shape {scan.problem.A.in_shape}, mean {mean_image(scan.problem):.3g})"
+    return "; ".join(said) if said else mean
 
 
 def _preset(name: str, scan: Scan, method: str | None, prior: PriorLike | None) -> Preset:
@@ -60,8 +68,8 @@ def _preset(name: str, scan: Scan, method: str | None, prior: PriorLike | None) 
         )
     if len(scan.problem.A.in_shape) != 2 or (prior is None and not looks_clinical(scan)):
         raise ValueError(
-            f"--{name} is for images that the CT prior knows, and these (shape {scan.problem.A.in_shape}, mean "
-            f"{mean_image(scan.problem):.3g}) are not: leave it out, choose with --method, or give their own --prior"
+            f"--{name} is for images that the CT prior knows, and {_unlike_people(scan)}: mend it, leave --{name} out and choose with "
+            "--method, or give their own --prior"
         )
     return found
 
@@ -113,13 +121,20 @@ def choose(
     given = (dict(chosen.settings) if chosen else {}) | dict(settings or {})
     if samples is not None:
         if not configure.has_setting(name, "samples"):
-            raise ValueError(f"method {name!r} gives one image, no samples; leave --samples out or take {DEFAULT!r}")
+            taken = (
+                ""
+                if method or preset
+                else ", which is taken because the images do not look like the CT prior's (--method chooses)"
+            )
+            raise ValueError(
+                f"method {name!r}{taken} gives one image, no samples; leave --samples out or take {DEFAULT!r}"
+            )
         given["samples"] = samples
     if configure.has_setting(name, "unit"):
         clinical = looks_clinical(scan)
         given.setdefault("unit", scan.mu_water_per_mm if clinical else abs(mean_image(scan.problem)) or 1.0)
     trained = configure.has_setting(name, "weights") or (configure.needs_prior(name) and not callable(prior))
-    for doubt in doubts(scan, of_people=trained):
+    for doubt in doubts(scan, of_people=trained, exact_counts=name in EXACT_COUNTS):
         warnings.warn(doubt, stacklevel=3)
     if prior is None and chosen:
         prior = chosen.prior_name()
@@ -165,6 +180,7 @@ def reconstruct(
         ValueError: no such method, setting or preset, or the method cannot solve this problem.
     """
     scan = Scan(scan) if isinstance(scan, Problem) else scan
+    _check_arguments(scan, seed)
     pixel_mm = getattr(scan.problem.A, "pixel_mm", None)
     counted: list[Counted] = []
 
@@ -190,11 +206,11 @@ def reconstruct(
     name = choice.method
     problem = known_noise(scan)
     on_device = _to(problem, device)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(int(seed))
     split(rng, first)  # the streams of the slices before
     started = time.perf_counter()
     with torch.no_grad():
-        draws = solver(on_device, rng).cpu()
+        draws = _checked_draws(name, problem, solver(on_device, rng))
     seconds = time.perf_counter() - started
     if not torch.isfinite(draws).all():
         raise ValueError(
@@ -218,7 +234,7 @@ def reconstruct(
         "prior": prior_identity(choice.prior) if counted else None,
         "device": device,
     }
-    gray_ct = len(problem.A.in_shape) == 2
+    gray_ct = is_ct(problem.A) or looks_clinical(scan)
     result = Reconstruction(
         draws,
         metrics.chi_squared(problem, draws.mean(dim=0)),
@@ -232,6 +248,32 @@ def reconstruct(
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
     )
     return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
+
+
+def _check_arguments(scan: object, seed: object) -> None:
+    """Raises ValueError for what is no scan, and for a seed that is no whole number."""
+    if not isinstance(scan, Scan):
+        raise ValueError(
+            f"reconstruct: expected a Scan or a Problem, got {type(scan).__name__}; `read_scan` reads files, `Problem(A, y, noise_std)` "
+            "makes one of an operator and data"
+        )
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"reconstruct: seed should be int, got {seed!r}")
+
+
+def _checked_draws(name: str, problem: Problem, draws: object) -> Tensor:
+    """What a method returned, on the CPU.
+
+    Raises:
+        ValueError: it is no tensor, or of another shape.
+    """
+    images = (*problem.batch_shape, *problem.A.in_shape)
+    got = tuple(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
+    if not isinstance(draws, Tensor) or draws.ndim != len(images) + 1 or tuple(draws.shape[1:]) != images:
+        raise ValueError(
+            f"method {name!r} should return a tensor (samples, {', '.join(map(str, images))}): draws, or one image with samples = 1; got {got}"
+        )
+    return draws.cpu()
 
 
 def prior_identity(prior: PriorLike | None) -> dict[str, str]:

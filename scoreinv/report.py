@@ -34,6 +34,9 @@ from scoreinv.priors.shipped import prior_card, prior_path, shipped
 from scoreinv.rebinning import heights
 from scoreinv.units import hu_from_mu
 
+HOPELESS = 3.0
+"""chi^2 of one image beyond which it is said that it does not fit; draws are judged more closely."""
+
 
 def scores(image_hu: Tensor, truth_hu: Tensor) -> tuple[float, float]:
     """PSNR and SSIM (Gaussian 11 x 11) on the window of -1000 to 1000 HU mapped to [0, 1], range 1; mean over slices."""
@@ -65,6 +68,9 @@ def judgement(r: Reconstruction) -> str:
     if r.chi2_samples is not None and r.settings.get("noise_std") != 0 and len(r.samples) > 1:
         chi2 = float(r.chi2_samples.mean())
         lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, math.prod(r.settings.get('data_shape', [1])))}")
+    elif r.chi2 is not None and r.settings.get("noise_std") != 0 and float(r.chi2.mean()) > HOPELESS:
+        chi2 = float(r.chi2.mean())
+        lines.append(f"image: chi^2 {chi2:.3g}, {trust.verdict(chi2, math.prod(r.settings.get('data_shape', [1])))}")
     if r.half_width is not None and r.mu_water_per_mm is not None:
         c = r.settings["calibration"]
         width = 1000 * float(r.half_width.median()) / r.mu_water_per_mm
@@ -91,7 +97,7 @@ def _unfit(settings: Mapping[str, Any]) -> str:
     """Why a calibration is not applied, and the command that makes one that is."""
     changed, method = settings["calibration_unfit"], settings["method"]
     defaults = configure.default_settings(method)
-    words = ", ".join(f"{k} {json.dumps(now)} and not {json.dumps(then)}" for k, (then, now) in changed.items())
+    words = ", ".join(f"{k} {json.dumps(then)} and not {json.dumps(now)}" for k, (then, now) in changed.items())
     own = {k: settings[k] for k, value in defaults.items() if k in settings and settings[k] != value}
     sets = [f" --set {shlex.quote(f'{k}={json.dumps(value)}')}" for k, value in own.items()]
     return (

@@ -92,8 +92,9 @@ def measured_part(problem: Problem, x: Tensor, *, spread: float, iterations: int
 def support_map(measured: Tensor, x: Tensor, *, window: int = 9) -> Tensor:
     """Share of each pixel's neighbourhood that the data determine, from 0 (prior alone) to 1.
 
-    E_A / (E_A + E_0), with E_A and E_0 the local energies of the measured part and of the rest, both less the mean of the
-    image, which the data of any scan fix: what is judged is structure.
+    E_A / (E_A + E_0), with E_A and E_0 the local energies of the measured part and of the rest, each less its own mean over the
+    image: what is judged is structure. 0 where nothing is measured, and the square of the share of an amplitude over its sum with that
+    of the rest: 1/2 where the data determine half of it.
 
     Args:
         measured: `measured_part` of x, (*batch, H, W).
@@ -106,7 +107,9 @@ def support_map(measured: Tensor, x: Tensor, *, window: int = 9) -> Tensor:
         local = F.avg_pool2d(squares, window, stride=1, padding=window // 2, count_include_pad=False)
         return local.reshape(image.shape)
 
-    centred = measured - x.mean((-2, -1), keepdim=True)
-    seen, unseen = energy(centred), energy(x - measured)
+    def structure(image: Tensor) -> Tensor:
+        return image - image.mean((-2, -1), keepdim=True)
+
+    seen, unseen = energy(structure(measured)), energy(structure(x - measured))
     share: Tensor = seen / (seen + unseen).clamp(min=torch.finfo(x.dtype).tiny)
     return share

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+import scoreinv
 import scoreinv as si
+from scoreinv import plugins
 from scoreinv.linop import LinearOperator
-from scoreinv.operators import Masking, ParallelBeamCT, equispaced_angles
-from scoreinv.plausibility import doubts, looks_clinical
-from scoreinv.reconstruction import choose
+from scoreinv.operators import FanBeamCT, Grayscale, Masking, ParallelBeamCT, equispaced_angles
+from scoreinv.plausibility import brightness, doubts, looks_clinical
+from scoreinv.problem import Counts
+from scoreinv.reconstruction import EXACT_COUNTS, choose
 
 SIDE, PIXEL_MM, WATER = 32, 8.0, 0.0193
 
@@ -46,13 +50,80 @@ def test_counts_and_transmission(of_people: bool) -> None:
         assert "larger at the detector's edges" in said and "-ln(" in said
 
 
-@pytest.mark.parametrize("factor", [0.1, 10.0])
-def test_centimetres(factor: float) -> None:
-    """A pixel given in cm, and attenuation in 1/cm: the images are ten times too bright or too dark."""
+@pytest.mark.parametrize(
+    ("factor", "hint"),
+    [(0.1, "attenuation in 1/cm"), (10.0, "cm instead of mm"), (1 / PIXEL_MM, "lengths in pixels"), (2.0, "")],
+)
+def test_units(factor: float, hint: str) -> None:
+    """A pixel given in cm or pixels, attenuation in 1/cm, a factor that is left out."""
     for odd in (changed(scan(), mm=PIXEL_MM / factor), changed(scan(), factor * scan().problem.y)):
         (said,) = doubts(odd, of_people=True)
-        assert "times what water does" in said and "cm instead of mm" in said
+        assert "times what water does" in said and (hint in said if odd.problem.A.pixel_mm == PIXEL_MM else True)  # type: ignore[attr-defined]
         assert doubts(odd, of_people=False) == []  # a stone, or a leaf
+    assert "cm instead of mm" in doubts(changed(scan(), mm=PIXEL_MM / 10), of_people=True)[0]
+
+
+def test_what_is_absorbed_is_no_line_integral() -> None:
+    (said,) = doubts(changed(scan(), 1 - torch.exp(-scan().problem.y)), of_people=True)
+    assert "y holds line integrals" in said
+
+
+def test_the_brightness_is_that_of_the_tissue() -> None:
+    """Whatever share of the field it fills, by fans and by parallel beams; none where FBP says little."""
+    r = torch.linspace(-1, 1, SIDE)
+    square = r[:, None] ** 2 + r**2
+    parallel = ParallelBeamCT.for_image((SIDE, SIDE), PIXEL_MM)
+    fan = FanBeamCT.for_image((SIDE, SIDE), PIXEL_MM, source_origin_mm=600.0, origin_detector_mm=400.0, n_views=46)
+    for A in (parallel, fan):
+        for size in (0.15, 0.5, 0.9):
+            found = brightness(si.Problem(A, A(WATER * (square < size).float())))
+            assert found == pytest.approx(WATER, rel=0.12)
+    narrow, few = (ParallelBeamCT.for_image((SIDE, SIDE), PIXEL_MM, **k) for k in ({"arc": 1.5}, {"n_views": 5}))
+    assert all(brightness(si.Problem(A, A(WATER * (square < 0.5).float()))) is None for A in (narrow, few))
+
+
+@pytest.mark.parametrize("photons", [30.0, 300.0, 4096.0])
+def test_too_few_photons(photons: float) -> None:
+    made = scan(photons)
+    said = doubts(made, of_people=False)
+    counts = made.problem.counts
+    assert counts is not None
+    assert bool(said) is bool((counts.arrived < 20).float().mean() > 0.01)
+    assert all("fewer than 20 photons" in words for words in said)
+    assert doubts(made, of_people=False, exact_counts=True) == []
+
+
+def test_more_photons_than_can_arrive() -> None:
+    arrived = 1e5 * torch.exp(-scan().problem.y)
+    y = -(arrived / 1e4).log()
+    odd = si.Scan(si.Problem(scan().problem.A, y, 0.01, counts=Counts(arrived, 1e4)))
+    assert "is `photons` right?" in doubts(odd, of_people=False)[0]
+
+
+def test_methods_that_take_counts_are_those_that_use_their_misfit() -> None:
+    folder = Path(scoreinv.__file__).parent / "posterior"
+    using = {
+        name
+        for name in plugins.names("methods")
+        if (folder / f"{name}.py").is_file() and "misfit(" in (folder / f"{name}.py").read_text()
+    }
+    assert using == set(EXACT_COUNTS)
+
+
+def test_images_of_other_operators_have_no_hounsfield_units() -> None:
+    A: LinearOperator = Masking.for_image((SIDE, SIDE), PIXEL_MM, keep=0.9)
+    x = 0.5 * torch.ones(SIDE, SIDE)
+    with pytest.warns(UserWarning, match="not images that the CT prior knows"):
+        found = si.reconstruct(si.Problem(A, A(x), 0.01))
+    assert found.settings["method"] == "fista_tv" and found.mean_hu is None
+    ct = si.reconstruct(si.Problem(A, A(WATER * x), 0.01), "cgls")
+    assert ct.mean_hu is not None
+
+
+def test_colours_are_solved_without_an_image_model() -> None:
+    A = Grayscale((3, SIDE, SIDE))
+    found = si.reconstruct(si.Problem(A, A(torch.rand(3, SIDE, SIDE)), 0.01))
+    assert found.settings["method"] == "cgls" and found.mean_hu is None
 
 
 @pytest.mark.parametrize(("n_detectors", "offset", "hollow"), [(20, 0.0, True), (20, 48.0, False), (20, 48.0, True)])
@@ -75,10 +146,20 @@ def test_images_of_other_kinds_are_not_judged() -> None:
 
 @pytest.mark.parametrize("method", ["proximal", "dds", "fbp_unet", None])
 def test_methods_that_learned_from_people_warn(method: str | None) -> None:
-    with pytest.warns(UserWarning, match=r"times what water does|not what the CT prior knows"):
+    with pytest.warns(UserWarning, match=r"cm instead of mm"):
         choose(changed(scan(), mm=PIXEL_MM / 10), method)
     with pytest.warns(UserWarning, match="larger at the detector's edges"):
         choose(changed(scan(), torch.exp(-scan().problem.y)), method)
+
+
+def test_presets_say_what_is_odd() -> None:
+    with pytest.raises(ValueError, match="cm instead of mm"):
+        choose(changed(scan(), mm=PIXEL_MM / 10), preset="fast")
+    with (
+        pytest.raises(ValueError, match="which is taken because the images do not look like"),
+        pytest.warns(UserWarning, match="in cm"),
+    ):
+        choose(changed(scan(), mm=PIXEL_MM / 10), samples=2)
 
 
 def test_methods_without_a_prior_take_anything() -> None:

@@ -108,6 +108,21 @@ def test_a_sinogram_with_holes_keeps_the_pixels_of_its_scan() -> None:
     assert found.pixel_mm == 8.0 and found.mean_hu is not None and found.fbp is None
 
 
+@pytest.mark.parametrize(
+    ("scan", "arguments", "words"),
+    [
+        ("scan.h5", {}, "expected a Scan or a Problem, got str; `read_scan` reads files"),
+        (torch.ones(3), {}, "got Tensor"),
+        (None, {"seed": None}, "seed should be int, got None"),
+        (None, {"method": lambda p, g: p.A.H(p.y)}, r"should return a tensor \(samples, 16, 16\).*got \(16, 16\)"),
+        (None, {"method": lambda p, g: p.A.H(p.y)[None].numpy()}, r"should return a tensor .*got ndarray"),
+    ],
+)
+def test_arguments_of_another_kind(scan: Any, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        si.reconstruct(problem() if scan is None else scan, **arguments)
+
+
 @pytest.mark.parametrize("name", ["y", "truth"])
 def test_arrays_are_not_tensors(name: str) -> None:
     p = problem()

@@ -66,6 +66,13 @@ def test_measured_part_of_noise_free_data_is_the_projection(problem: Problem, rn
     torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_support_is_the_share_of_the_structure(rng: Generator) -> None:
+    """Not of the mean: an image of which nothing is measured has none, however bright it is."""
+    x = 5 + torch.rand(32, 32, generator=rng)
+    for share, expected in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):
+        torch.testing.assert_close(trust.support_map(share * x, x), torch.full_like(x, expected), atol=1e-5, rtol=0)
+
+
 def test_support_is_one_where_data_are_and_zero_where_none_are(rng: Generator) -> None:
     """The left half of an image is measured pixel by pixel, the right half not at all."""
     mask = torch.zeros(32, 32)
