@@ -20,7 +20,7 @@ from scoreinv.baselines.learned import load_network
 from scoreinv.files import dxchange, volume
 from scoreinv.files.ct_pd import is_projections, read_projections
 from scoreinv.files.dxchange import read_any_scan
-from scoreinv.files.images import PICTURES, read_image
+from scoreinv.files.images import PICTURES, read_image, read_image_set
 from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
 from scoreinv.files.reconstruction import Reconstruction, read_reconstruction
 from scoreinv.files.slices import is_zarr
@@ -199,6 +199,8 @@ def describe_file(path: Path | None) -> str:
                 return _describe_reconstruction(path)
             if is_raw:
                 return dxchange.about(path)
+            if is_images:
+                return _describe_images(path)
             if not is_images:
                 return _describe_scan(path)
     unsized = path.suffix.lower() in PICTURES
@@ -273,6 +275,17 @@ def _describe_scan(path: Path) -> str:
         f"info: {json.dumps(scan.info)}" if scan.info else "",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _describe_images(path: Path) -> str:
+    """A training set, of one patient or several."""
+    images = read_image_set([path])
+    sides = [side for side in images.pixel_mm if side > 0]
+    shapes = ", ".join(f"{h} x {w}" for h, w in sorted({image.shape for image in images.images})[:3])
+    size = f"pixels of {min(sides):g} to {max(sides):g} mm" if sides else "pixels of unknown size"
+    patients = "1 patient" if images.n_patients == 1 else f"{images.n_patients} patients"
+    low, high = min(int(i.min()) for i in images.images), max(int(i.max()) for i in images.images)
+    return f"{path}: CT, {len(images.images)} slices of {patients}, {shapes}, {size}, {low} to {high} HU"
 
 
 def _describe_projections(folder: Path) -> str:

@@ -21,6 +21,7 @@ from scoreinv.calibration import (
     Case,
     Conditions,
     calibrated,
+    check_enough,
     conformal_factor,
     find,
     read_calibrations,
@@ -139,6 +140,12 @@ def test_files_of_calibrations(tmp_path: Path) -> None:
     assert isinstance(read_calibrations(), list)
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, 90.0, -0.1])
+def test_a_level_is_a_share(level: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a share between 0 and 1, such as 0\.9"):
+        check_enough(100, level)
+
+
 def test_from_patients_to_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole way on small images: calibrate, then reconstruct a scan that the calibration holds for, and what it does not hold for."""
     from scoreinv.cli import main
@@ -166,7 +173,7 @@ def test_from_patients_to_intervals(tmp_path: Path, capsys: pytest.CaptureFixtur
         printed = capsys.readouterr().out
         result = read_reconstruction(tmp_path / "r.h5")
         assert (result.half_width is not None) == holds
-        assert ("measured with other settings (relaxation 1.5 and not 1.9) and is not applied" in printed) == bool(more)
+        assert ("measured with other settings (relaxation 1.9 and not 1.5) and is not applied" in printed) == bool(more)
         if more:
             assert "--method proximal --set n_levels=2 --set relaxation=1.5 --set draw_levels=1`" in printed
             assert result.settings["calibration_unfit"] == {"relaxation": [1.9, 1.5]}

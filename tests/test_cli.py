@@ -270,6 +270,25 @@ def test_no_samples_of_a_prior(tmp_path: Path, capsys: pytest.CaptureFixture[str
     _fails(["sample", "--samples", "0", "--out", str(tmp_path / "s.png")], "samples and side of at least 1", capsys)
 
 
+def test_percent_by_mistake_warn(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert (
+            main(["simulate", str(image), "--pixel-mm", "2", "--noise", "5", "--out", str(image.with_name("s.h5"))])
+            == 0
+        )
+    assert "500% of the mean of the data; 0.005 is half a per cent" in capsys.readouterr().err
+
+
+def test_info_of_a_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "set.h5"
+    with h5py.File(path, "w") as file:
+        file["hu"], file["patient"] = np.zeros((3, 16, 16), np.int16), ["a", "a", "b"]
+        file["pixel_mm"] = [0.7, 0.7, 0.9]
+    assert main(["info", str(path)]) == 0
+    assert "CT, 3 slices of 2 patients, 16 x 16, pixels of 0.7 to 0.9 mm, 0 to 0 HU" in capsys.readouterr().out
+
+
 def test_degrees_by_mistake_warn(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = image.with_name("scan.h5")
     options = ["--set", "angles=[0, 30, 60, 90]"]

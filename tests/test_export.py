@@ -145,6 +145,9 @@ def test_volumes(tmp_path: Path, kind: str) -> None:
         volume.add(0, {"mean": mean[0], "std": mean[0]}, dict.fromkeys(FIGURES, 1.0))
     with pytest.raises(ValueError, match="1 of 2 slices are not there yet, the first is 1"):
         images_of(path)
+    np.testing.assert_allclose(images_of(path, index=0).hu[0], hu_from_mu(mean[0], WATER), rtol=1e-4, atol=1e-2)
+    with pytest.raises(ValueError, match="slice 1 is not there"):
+        images_of(path, index=-1)
     with opened(path, write=True) as volume:
         volume.add(1, {"mean": mean[1], "std": mean[1]}, dict.fromkeys(FIGURES, 1.0))
     np.testing.assert_allclose(images_of(path).hu, hu_from_mu(mean, WATER), rtol=1e-4, atol=1e-2)
@@ -165,7 +168,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "a distance of nothing": ({"slices": 2}, ["--slice-mm", "0"], "expected a positive length, got 0"),
     "several slices in one file": (
         {"slices": 2},
-        ["--out", "x.dcm", "--slice-mm", "1"],
+        ["--out", "x.dcm"],
         "one DICOM file holds one slice, there are 2",
     ),
     "no such slice": ({"slices": 2}, ["--slice", "2"], "has slices 0 to 1"),

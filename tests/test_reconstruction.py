@@ -123,6 +123,21 @@ def test_arguments_of_another_kind(scan: Any, arguments: dict[str, Any], words: 
         si.reconstruct(problem() if scan is None else scan, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("prior", "got"),
+    [
+        (lambda x, s: x.mean(), r"\(\)"),
+        (lambda x, s: x[None], r"\(1, 1, 16, 16\)"),
+        (lambda x, s: x.numpy(), "ndarray"),
+    ],
+)
+def test_priors_that_return_another_shape(prior: Any, got: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"the prior <lambda> should return a tensor shaped like x, \(1, 16, 16\); got {got}"
+    ):
+        si.reconstruct(problem(), "dds", prior=prior)
+
+
 @pytest.mark.parametrize("name", ["y", "truth"])
 def test_arrays_are_not_tensors(name: str) -> None:
     p = problem()

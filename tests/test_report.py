@@ -248,7 +248,7 @@ def test_markdown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     width = {
         len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith(("| fbp | 6", "| fista", "| &lt;"))
     }
-    assert width == {13}
+    assert width == {14}
 
 
 def test_after_bench(tmp_path: Path) -> None:

@@ -74,16 +74,9 @@ def add_export(commands: Any) -> argparse.ArgumentParser:
 
 
 def _export(a: argparse.Namespace) -> None:
-    import dataclasses
-
     from scoreinv.files.export import images_of, write_images
 
-    images = images_of(a.reconstruction, a.what)
-    n = len(images.hu)
-    if a.slice is not None:
-        if not -n <= a.slice < n:
-            raise ValueError(f"--slice {a.slice}: {a.reconstruction} has slices 0 to {n - 1}")
-        images = dataclasses.replace(images, hu=images.hu[a.slice % n][None])
+    images = images_of(a.reconstruction, a.what, a.slice)
     write_images(a.out, images, slice_mm=a.slice_mm)
     of = "" if len(images.hu) == 1 else f"{len(images.hu)} slices of "
     print(f"{a.out}: {of}{images.about}, {images.hu.min():.0f} to {images.hu.max():.0f}")

@@ -84,6 +84,11 @@ def _simulate(a: argparse.Namespace) -> None:
         "detector_offset_mm": a.detector_offset_mm,
         "source_origin_mm": a.source_origin_mm, "origin_detector_mm": a.origin_detector_mm,
     }  # fmt: skip
+    if a.noise > 0.2:
+        warnings.warn(
+            f"--noise {a.noise:g} is a standard deviation of {a.noise:.0%} of the mean of the data; 0.005 is half a per cent",
+            stacklevel=1,
+        )
     if a.arc is not None and 0 < a.arc < 2 * math.pi + 0.01:
         warnings.warn(
             f"--arc is in degrees: all views lie within {a.arc:g} of them; {math.degrees(a.arc):.3g} degrees are {a.arc:g} radians",

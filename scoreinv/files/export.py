@@ -53,12 +53,13 @@ class Images:
     about: str
 
 
-def images_of(path: Path, what: str = "mean") -> Images:
+def images_of(path: Path, what: str = "mean", index: int | None = None) -> Images:
     """Images of a reconstruction or a volume.
 
     Args:
         path: of a reconstruction, or of a volume in HDF5 or Zarr.
         what: one of `WHAT`.
+        index: of several slices this one alone, of a volume that need not be complete then; negative counts from the end.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,7 +68,7 @@ def images_of(path: Path, what: str = "mean") -> Images:
     if what not in WHAT:
         raise ValueError(f"--what {what!r}: expected one of {', '.join(WHAT)}")
     read = _from_reconstruction if not is_zarr(path) and _is_reconstruction(path) else _from_volume
-    stored, pixel_mm, mu_water, settings = read(path)
+    stored, pixel_mm, mu_water, settings = read(path, index)
     if mu_water is None:
         raise ValueError(f"{path}: its images have no Hounsfield units, so they cannot be exported as CT")
 
@@ -115,6 +116,10 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
         raise ValueError(
             f"{path}: expected a name that ends in {known}, or one without suffix for the folder of a DICOM series"
         )
+    if name.endswith(DICOM) and n > 1:
+        raise ValueError(
+            f"{path}: one DICOM file holds one slice, there are {n}: give --slice, or a folder's name without suffix"
+        )
     if images.pixel_mm is None:
         raise ValueError(
             f"{path}: needs the size of a pixel, which the reconstruction does not state; .tif and .npy do without"
@@ -130,10 +135,6 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
             temporary.write_bytes(gzip.compress(written, mtime=0) if name.endswith(".gz") else written)
     elif series:
         _write_series(path, images, distance)
-    elif n > 1:
-        raise ValueError(
-            f"{path}: one DICOM file holds one slice, there are {n}: give --slice, or a folder's name without suffix"
-        )
     else:
         with replacing(path) as temporary:
             _save_dicom(temporary, images, 0, distance)
@@ -150,32 +151,46 @@ Stored = tuple[Callable[[str], "np.ndarray | None"], "float | None", "float | No
 """An image by its name [1/mm], pixel_mm, mu_water_per_mm, settings."""
 
 
-def _from_reconstruction(path: Path) -> Stored:
+def _from_reconstruction(path: Path, index: int | None) -> Stored:
     r = read_reconstruction(path)
 
     def stored(name: str) -> np.ndarray | None:
         image = getattr(r, name)
-        return None if image is None else image.numpy()
+        if image is None or index is None:
+            return None if image is None else image.numpy()
+        slices = image.reshape(-1, *image.shape[-2:])
+        return np.asarray(slices[_checked(path, index, len(slices))].numpy())
 
     return stored, r.pixel_mm, r.mu_water_per_mm, r.settings
 
 
-def _from_volume(path: Path) -> Stored:
+def _from_volume(path: Path, index: int | None) -> Stored:
     with opened(path) as volume:
-        missing = np.flatnonzero(~volume.done)
-        if len(missing):
-            raise ValueError(
-                f"{path}: {len(missing)} of {len(volume)} slices are not there yet, the first is {missing[0]}: go on with it first"
-            )
+        done, n = volume.done, len(volume)
         sizes = [volume.group.attrs.get(name) for name in ("pixel_mm", "mu_water_per_mm")]
         pixel_mm, mu_water = (None if v is None else float(v) for v in sizes)
         settings = volume.settings
+    missing = np.flatnonzero(~done)
+    if index is None and len(missing):
+        raise ValueError(
+            f"{path}: {len(missing)} of {n} slices are not there yet, the first is {missing[0]}: go on with it first, or export single ones "
+            "with --slice"
+        )
+    k = None if index is None else _checked(path, index, n)
 
     def stored(name: str) -> np.ndarray | None:
         with opened(path) as volume:
-            return np.asarray(volume.group[name][:]) if name in volume.names else None
+            if name not in volume.names:
+                return None
+            return np.asarray(volume.group[name][:]) if k is None else volume.image(name, k)
 
     return stored, pixel_mm, mu_water, settings
+
+
+def _checked(path: Path, index: int, n: int) -> int:
+    if not -n <= index < n:
+        raise ValueError(f"--slice {index}: {path} has slices 0 to {n - 1}")
+    return index % n
 
 
 def _why(name: str) -> str:

@@ -187,6 +187,10 @@ class Counted:
     def _counted(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
         self.n_evaluations += x.shape[0]
         out = denoiser(x, sigma)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            kind = getattr(denoiser, "__name__", type(denoiser).__name__)
+            raise ValueError(f"the prior {kind} should return a tensor shaped like x, {tuple(x.shape)}; got {got}")
         self.watch(out)
         return out
 

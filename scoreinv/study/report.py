@@ -102,7 +102,10 @@ def markdown(found: Mapping[str, Any]) -> str:
     lines += [
         "and seeds. Δ and p compare PSNR with the baseline, patient by patient: mean difference, and Wilcoxon's signed-rank test"
     ]
-    lines += ["(two-sided, not corrected for the number of methods) on n patients.", ""]
+    lines += [
+        "(two-sided, not corrected for the number of methods) on n patients: with fewer than 6 it cannot be below 0.05.",
+        "",
+    ]
     for problem in found["problems"]:
         base = problem["baseline"]
         lines += [f"## {_cell(problem['problem'])}", "", f"Baseline: {_cell(base) if base else 'none'}.", ""]

@@ -54,9 +54,9 @@ FIGURES = (
     Figure("rmse_hu", "RMSE [HU]", 1, -1),
     Figure("calibration", "calibration ratio", 2, 0),
     Figure("coverage_90", "coverage of 90 % [%]", 0, 0, percent=True),
+    Figure("chi2", "χ²", 2, 0),
     Figure("seconds", "seconds", 2, -1),
     Figure("evaluations", "evaluations", 0, -1, in_markdown=False),
-    Figure("chi2", "χ²", 2, 0, in_markdown=False),
     Figure("rmse_hu_lung", "RMSE lung [HU]", 1, -1, in_markdown=False),
     Figure("rmse_hu_soft", "RMSE soft tissue [HU]", 1, -1, in_markdown=False),
     Figure("rmse_hu_bone", "RMSE bone [HU]", 1, -1, in_markdown=False),
@@ -71,15 +71,20 @@ COMPARED = ("psnr", "ssim", "rmse_hu")
 """Figures that are tested against the baseline."""
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % confidence interval by Student's t; of one value there is no interval."""
+def mean_interval(values: Sequence[float], *, least: float = -math.inf) -> dict[str, float | None]:
+    """Mean and 95 % confidence interval by Student's t, which ends at the least possible value; of one value there is no interval."""
     from scipy import stats
 
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return {"mean": mean, "low": None, "high": None}
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "low": max(least, mean - half), "high": mean + half}
+
+
+def _least(values: Mapping[str, float]) -> float:
+    """0 for figures of which none is negative."""
+    return 0.0 if min(values.values()) >= 0 else -math.inf
 
 
 def paired_test(values: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, Any] | None:
@@ -181,7 +186,7 @@ def _problem(rows: Sequence[Row], called: Mapping[str, str], baseline: str) -> d
                 "label": called[line[0]["key"]], "prior": line[0]["prior"], "rows": len(line),
                 "failed": sum(row["status"] != "done" for row in line),
                 "n": len({unit(row) for row in line if row["status"] == "done"}),
-                "values": {f: mean_interval([*own.values()]) for f, own in values[k].items() if own},
+                "values": {f: mean_interval([*own.values()], least=_least(own)) for f, own in values[k].items() if own},
                 "tests": {f: t for f, t in tests.items() if t is not None},
             }
         )  # fmt: skip
