@@ -83,8 +83,8 @@ def markdown(rows: Sequence[Mapping[str, str]], cases: Sequence[Case], preface: 
         "",
         "- Mean error: squared, in units of the posterior's variance, less what as many exact draws would have; the mean over problems.",
         "- Variances: of the draws over the exact one, in all directions, in those that the data see and in those that they do not; "
-        "medians over problems.",
-        "- Sliced W₂: relative to two sets of exact draws; the median over problems.",
+        "medians over problems (of an even number the lower of the two in the middle).",
+        "- Sliced W₂: relative to two sets of exact draws; the median over problems, likewise.",
         "- 50 %, 90 %, 95 %: share of true coordinates inside the central interval of the draws, with its standard error. The error "
         "takes an image for as many independent coordinates as it is worth when exact draws are measured in the same way.",
         "- Rank p: p-value of the truth's ranks among the draws being uniform (simulation-based calibration). Ranks are of 64 "

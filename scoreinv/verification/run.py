@@ -105,7 +105,7 @@ class Figures:
     Attributes:
         problems: J.
         mean_error: mean over problems; 0 for exact draws.
-        variance, variance_range, variance_null: ratios, the median over problems; 1 for exact draws.
+        variance, variance_range, variance_null: ratios, the median over problems (the lower of two in the middle, as torch has it); 1 for exact draws.
         wasserstein: relative to two sets of exact draws, the median over problems; 1 for exact draws.
         coverage_50, coverage_90, coverage_95: of the coordinates of all truths.
         error_50, error_90, error_95: standard errors of these, if an image is worth as many independent coordinates as it is for
