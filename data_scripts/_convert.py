@@ -68,6 +68,20 @@ def block_mean(images: np.ndarray, n: int) -> np.ndarray:
     return np.asarray(whole.reshape(slices, height, n, width, n).mean(axis=(2, 4), dtype=np.float32))
 
 
+def magnitudes(volume: np.ndarray) -> np.ndarray:
+    """Magnitudes of MRI, which have no unit, as if they were Hounsfield units: 0 becomes -1000, the 99.8 % quantile of the volume 1000, and
+    what is above it too, so that priors of such images work in [-1, 1].
+
+    Raises:
+        ValueError: values are negative or not finite, or all 0.
+    """
+    values = np.asarray(volume, dtype=np.float32)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+        raise ValueError(f"expected magnitudes, finite and not negative, got {values.min():g} to {values.max():g}")
+    top = float(np.quantile(values, 0.998)) or float(values.max())
+    return np.asarray(2000 * np.clip(values / top, 0, 1) - 1000, dtype=np.float32)
+
+
 def write_images(path: Path, hu: np.ndarray, pixel_mm: float, patients: Sequence[str], **about: Any) -> None:
     """Write the layout of training sets (docs/file-formats.md), whole or not at all.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import hashlib
 import io
 import json
 import math
 import sys
+import tarfile
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data_scripts"))
 import _convert
 import _download
 import _tcia
+import brats
+import fastmri
 import fips_walnut
 import ldct
 import ldct_projections
@@ -43,7 +48,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield s
 
 
-SCRIPTS = (fips_walnut, ldct, ldct_projections, lidc_idri, lodopab, two_detect)
+SCRIPTS = (brats, fastmri, fips_walnut, ldct, ldct_projections, lidc_idri, lodopab, two_detect)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda s: s.__name__)
@@ -283,6 +288,134 @@ def test_ldct_projections_become_scan_files(server: Server, tmp_path: Path, caps
     assert ldct_projections.main([*arguments, "--dose", "low"]) == 2
     assert "00005.dcm has the MD5" in capsys.readouterr().err
     assert list((tmp_path / "ldct_projections_low").glob("*/*.h5")) == []
+
+
+# MRI
+
+
+def tarred(members: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def brain(k: int) -> bytes:
+    """(x, y, z, contrast) of 1 mm: a bright block whose place tells axes apart, and its contrast; two slices are dark."""
+    import nibabel
+
+    values = np.zeros((12, 10, 6, 4), np.int16)
+    for c in range(4):
+        values[2:5, 1:8, 1:5, c] = 100 * (k + 1) * (c + 1)
+    image = nibabel.Nifti1Image(values, np.diag([1.0, 1.0, 1.0, 1.0]))  # type: ignore[no-untyped-call]
+    return gzip.compress(image.to_bytes())
+
+
+@pytest.fixture
+def brains(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    members = {f"Task01_BrainTumour/imagesTr/BRATS_{k:03d}.nii.gz": brain(k) for k in range(3)}
+    archive = tarred(
+        {
+            **members,
+            "Task01_BrainTumour/labelsTr/BRATS_000.nii.gz": b"x",
+            "Task01_BrainTumour/imagesTr/._BRATS_000.nii.gz": b"x",
+        }
+    )
+    server.routes["/Task01_BrainTumour.tar"] = archive
+    for name, value in (
+        ("URL", f"{server.base}/Task01_BrainTumour.tar"),
+        ("MD5", md5(archive)),
+        ("SIZE", len(archive)),
+    ):
+        monkeypatch.setattr(brats, name, value)
+    return server
+
+
+def test_brats_the_whole_way(brains: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert brats.main(["--out", str(tmp_path), "--contrast", "t1", "--patients", "2", "--slices", "3"]) == 0
+    shown = capsys.readouterr()
+    paths = [Path(line) for line in shown.out.split()]
+    assert [p.name for p in paths] == ["BRATS_000.h5", "BRATS_001.h5"] and "CC BY-SA 4.0" in shown.err
+    assert all(p.parent == tmp_path / "brats_t1" / _convert.part_of(p.stem) for p in paths)
+    images = read_image_set(paths)
+    assert list(images.patients) == ["BRATS_000"] * 3 + ["BRATS_001"] * 3 and set(images.pixel_mm) == {1.0}
+    hu = np.stack(images.images[:3])
+    assert set(np.unique(hu)) == {-1000, 1000}
+    # x to the left of the image grows, y upwards: rows from the front, columns from the right
+    expected = np.full((10, 12), -1000)
+    expected[::-1, ::-1][1:8, 2:5] = 1000
+    assert (hu == expected).all()
+    assert brats.main(["--out", str(tmp_path), "--contrast", "flair", "--patients", "1"]) == 0
+    assert len([p for p in brains.paths if "tar" in p]) == 1  # the archive is there
+
+
+def test_fastmri_the_whole_way(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    volumes = {f"file{k}": rng.random((4, 9, 8)).astype(np.float32) for k in range(3)}
+    members = {}
+    for k, (name, images) in enumerate(volumes.items()):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            file["reconstruction_esc" if k else "reconstruction_rss"] = images
+            file["kspace"] = images.astype(np.complex64)
+            header = "<encoding><encodedSpace><fieldOfView_mm><x>320</x></fieldOfView_mm></encodedSpace><reconSpace><matrixSize><x>320</x></matrixSize>"
+            file["ismrmrd_header"] = header + "<fieldOfView_mm><x>160</x></fieldOfView_mm></reconSpace></encoding>"
+            file.attrs["patient_id"] = "ab12" if k < 2 else "cd34"
+        members[f"singlecoil_val/{name}.h5"] = buffer.getvalue()
+    archive = tarred({**members, "singlecoil_val/README": b"x"}, "w:xz")
+    server.routes["/knee.tar.xz?Signature=1"] = archive
+    sha = hashlib.sha256(archive).hexdigest()
+    arguments = ["--out", str(tmp_path), "--archive", f"{server.base}/knee.tar.xz?Signature=1", "--sha256", sha]
+    assert fastmri.main([*arguments, "--slices", "2"]) == 0
+    shown = capsys.readouterr()
+    paths = [Path(line) for line in shown.out.split()]
+    assert {p.stem: p.parent.name for p in paths} == {
+        name: _convert.part_of("ab12" if k < 2 else "cd34") for k, name in enumerate(volumes)
+    }
+    assert "data sharing agreement" in shown.err
+    images = read_image_set([p for p in paths if p.stem == "file2"])
+    top = float(np.quantile(volumes["file2"], 0.998))
+    np.testing.assert_allclose(
+        np.stack(images.images), 2000 * np.clip(volumes["file2"][[0, 2]] / top, 0, 1) - 1000, atol=0.51
+    )
+    assert set(images.patients) == {"cd34"} and set(images.pixel_mm) == {0.5}
+    asked = len(server.paths)
+    assert fastmri.main([*arguments, "--slices", "2"]) == 0 and len(server.paths) == asked
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    (folder / "file1.h5").write_bytes(members["singlecoil_val/file1.h5"])
+    assert fastmri.main(["--out", str(tmp_path / "again"), "--archive", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such archive or folder"),
+        (b"nonsense", "is no whole tar archive"),
+        (tarred({"a.txt": b"x"}), "holds no .h5 files"),
+        (tarred({"a.h5": b"x"}), "a: cannot be read as HDF5"),
+    ],
+)
+def test_other_archives_than_fastmri(
+    content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.tar"
+    if content is not None:
+        path.write_bytes(content)
+    assert fastmri.main(["--out", str(tmp_path), "--archive", str(path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_magnitudes_are_checked() -> None:
+    for bad in (np.zeros((2, 3, 3)), -np.ones((1, 2, 2)), np.full((1, 2, 2), np.nan)):
+        with pytest.raises(ValueError, match="expected magnitudes"):
+            _convert.magnitudes(bad)
+    few = np.zeros((1, 100, 100))
+    few[0, 0, 0] = 5.0
+    assert _convert.magnitudes(few).max() == 1000
 
 
 # LoDoPaB-CT
