@@ -128,14 +128,14 @@ def spots(p: Projections, which: np.ndarray, data: np.ndarray, reading: tuple[in
         data: their line integrals, (n, columns, rows).
         reading: one of `READINGS`.
     """
-    n = max(2, p.n_spots)
+    n = max(2, len(p.spots))
     return [_spot(p, which[which % n == k], data[which % n == k], reading) for k in range(n)]
 
 
 def _spot(p: Projections, which: np.ndarray, data: np.ndarray, reading: tuple[int, int]) -> Spot:
     along, up = reading
     view = p.views[int(which[0])]
-    shift, numbers = {k: view.numbers[k] for k in ("dphi", "dz", "drho")}, view.numbers
+    numbers, (dphi, dz, drho) = view.numbers, p.spots[int(which[0]) % len(p.spots)]
     rho, far = numbers["rho"], numbers["detector"]
     columns = (np.arange(view.shape[0]) + 1 - view.centre[0]) * numbers["column_mm"] / far
     if p.detector == "FLAT":  # of the same distance at its centre
@@ -144,15 +144,15 @@ def _spot(p: Projections, which: np.ndarray, data: np.ndarray, reading: tuple[in
         across, deep = far * np.sin(columns), far * np.cos(columns)
     # In the frame where φ₀ = 0: the focal centre is at (0, ρ₀), looks along (0, -1), columns grow along (-1, 0).
     element = np.stack([-along * across, rho - deep], axis=1)
-    radius = rho + shift["drho"]
-    source = np.array([radius * math.sin(shift["dphi"]), radius * math.cos(shift["dphi"])])
+    radius = rho + drho
+    source = np.array([radius * math.sin(dphi), radius * math.cos(dphi)])
     ray = element - source
     length = np.hypot(*ray.T)
     direction = ray / length[:, None]
     theta = np.arctan2(direction[:, 0], -direction[:, 1])
     s = source[0] * np.cos(theta) + source[1] * np.sin(theta)
     return Spot(
-        p.column("phi")[which], p.column("z")[which] + shift["dz"], data, theta, s, length, -(direction @ source), -shift["dz"],
+        p.column("phi")[which], p.column("z")[which] + dz, data, theta, s, length, -(direction @ source), -dz,
         (up * numbers["row_mm"], view.centre[1] - 1),
     )  # fmt: skip
 
@@ -227,7 +227,7 @@ def rebin(
     operator = plugins.get("operators", "parallel_beam_ct")((size, size), angles, size, cell_mm, cell_mm)
     info = {
         "created_by": f"scoreinv {package_version()} rebin", "source": folder.name, "patient": p.patient, "z_mm": levels,
-        "rebinned": "single-slice, from helical cone-beam projections to parallel beams", "focal_spots": p.n_spots,
+        "rebinned": "single-slice, from helical cone-beam projections to parallel beams", "focal_spots": len(p.spots),
         "columns_reversed": reading[0] != READINGS[0][0], "rows_reversed": reading[1] != READINGS[0][1],
         "other_columns_error": float(f"{better[0]:.3g}"), "other_rows_error": float(f"{better[1]:.3g}"),
     }  # fmt: skip

@@ -294,7 +294,7 @@ def _describe_projections(folder: Path) -> str:
     turns = abs(p.column("phi")[-1] - p.column("phi")[0]) / (2 * math.pi)
     return (
         f"{folder}: DICOM-CT-PD, {len(p.views)} views in {turns:.1f} turns, {columns} columns and {rows} rows of a {p.detector.lower()} detector, "
-        f"{p.n_spots} place{'s' if p.n_spots > 1 else ''} of the focal spot\nslices from {low:.1f} to {high:.1f} mm are seen from all sides: "
+        f"{len(p.spots)} place{'s' if len(p.spots) > 1 else ''} of the focal spot\nslices from {low:.1f} to {high:.1f} mm are seen from all sides: "
         f"scoreinv rebin {shlex.quote(str(folder))} --z {(low + high) / 2:.1f} --out scan.h5"
     )
 

@@ -141,6 +141,14 @@ def test_implicit_files_hold_the_same(tmp_path: Path) -> None:
     assert torch.equal(one.problem.y, other.problem.y)
 
 
+def test_a_focal_spot_that_moves_is_said(tmp_path: Path) -> None:
+    drift = tuple((0.001 * math.sin(k), 0.0, 0.0) for k in range(100))
+    helix = Helix(spots=drift, turns=2.0)
+    folder = helix.write(tmp_path / "s", helix.scan(BODY[:1]))
+    with pytest.warns(UserWarning, match=r"does not keep to . places, but moves by 0\.00"):
+        assert len(read_projections(folder).spots) in (1, 2, 4)
+
+
 def test_info_says_which_slices_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helix = Helix()
     folder = helix.write(tmp_path / "s", helix.scan(BODY[:1]))

@@ -18,7 +18,9 @@ Private tags of implicit files come as bytes; their kind is known from the list 
 
 from __future__ import annotations
 
+import functools
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ CENTRE, N_ROWS, N_COLUMNS, SHAPE, WATER = 0x70311033, 0x70291010, 0x70291011, 0x
 SHIFTS = ("dphi", "dz", "drho")
 SHAPES = ("CYLINDRICAL", "FLAT")
 SAME = ("detector", "column_mm", "row_mm")
+STEADY = np.array([5e-5, 0.1, 0.1])
+"""By how much a focal spot may move and is still in one place [rad, mm, mm]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +89,29 @@ class Projections:
         """A number that all views share."""
         return self.views[0].numbers[name]
 
-    @property
-    def n_spots(self) -> int:
-        """How many places the focal spot goes through, view after view: 1, 2 or 4."""
+    @functools.cached_property
+    def spots(self) -> tuple[tuple[float, float, float], ...]:
+        """The places that the focal spot goes through, view after view: (Δφ, Δz, Δρ) of 1, 2 or 4 of them, medians over their views.
+        Warns where they move."""
         shifts = np.stack([self.column(name) for name in SHIFTS], axis=1)
-        for n in (1, 2, 4):
-            if len(shifts) > n and np.abs(shifts[n:] - shifts[:-n]).max() < 1e-4:
-                return n
-        raise ValueError(
-            f"{self.views[0].path.parent}: the focal spot does not repeat its places after 1, 2 or 4 views, which is not understood"
-        )
+        found = {n: self._places(shifts, n) for n in (1, 2, 4) if n <= len(shifts)}
+        moved = {
+            n: float((np.abs(shifts - places[np.arange(len(shifts)) % n]) / STEADY).max())
+            for n, places in found.items()
+        }
+        n = next((n for n, m in moved.items() if m <= 1), min(moved, key=lambda n: moved[n]))
+        if moved[n] > 1:
+            dphi, dz, drho = (float(v) for v in np.abs(shifts - found[n][np.arange(len(shifts)) % n]).max(axis=0))
+            warnings.warn(
+                f"{self.views[0].path.parent}: the focal spot does not keep to {n} places, but moves by {dphi:.2g} rad, {dz:.2g} mm along the "
+                f"axis and {drho:.2g} mm outwards from view to view: their medians are taken",
+                stacklevel=2,
+            )
+        return tuple((float(a), float(b), float(c)) for a, b, c in found[n])
+
+    @staticmethod
+    def _places(shifts: np.ndarray, n: int) -> np.ndarray:
+        return np.stack([np.median(shifts[k::n], axis=0) for k in range(n)])
 
     def pixels(self, which: Sequence[int] | np.ndarray) -> np.ndarray:
         """Line integrals of some views, (n, columns, rows) float32.
@@ -133,11 +150,16 @@ def read_projections(folder: Path) -> Projections:
     files = _files(folder)
     if not files:
         raise ValueError(f"{folder}: holds no DICOM files")
-    headers = [_read(path, stop_before_pixels=True) for path in track(files, "headers", len(files))]
-    series = {str(h.get("SeriesInstanceUID", "")) for h in headers}
+    views, series, some = [], set(), None
+    for path in track(files, "headers", len(files)):
+        header = _read(path, stop_before_pixels=True)
+        views.append(_view(path, header))
+        series.add(str(header.get("SeriesInstanceUID", "")))
+        some = some or header  # the others are let go: there may be tens of thousands
+    assert some is not None
     if len(series) > 1:
         raise ValueError(f"{folder}: holds {len(series)} series; give the folder of one")
-    views = sorted((_view(p, h) for p, h in zip(files, headers, strict=True)), key=lambda v: (v.number, v.path.name))
+    views.sort(key=lambda v: (v.number, v.path.name))
     first = views[0]
     for v in views:
         for name, theirs, ours in (
@@ -147,13 +169,11 @@ def read_projections(folder: Path) -> Projections:
         ):
             if theirs != ours:
                 raise ValueError(f"{v.path}: its detector's {name} is {theirs}, that of {first.path.name} {ours}")
-    shape = _text(headers[0], SHAPE) or SHAPES[0]
+    shape = _text(some, SHAPE) or SHAPES[0]
     if shape not in SHAPES:
         raise ValueError(f"{folder}: the detector is {shape}; understood are {' and '.join(SHAPES)}")
-    water = _number(headers[0], WATER)
-    return Projections(
-        tuple(views), shape, water if water and water > 0 else None, str(headers[0].get("PatientID", ""))
-    )
+    water = _number(some, WATER)
+    return Projections(tuple(views), shape, water if water and water > 0 else None, str(some.get("PatientID", "")))
 
 
 def _files(folder: Path) -> list[Path]:
