@@ -135,7 +135,7 @@ def _of_photons(scan: Scan, exact_counts: bool) -> list[str]:
     if few > FEW_RAYS and not exact_counts:
         said.append(
             f"{few:.0%} of the rays have fewer than {FEW_PHOTONS:.0f} photons, where line integrals come out too small and images too dark; dps, "
-            "red_diff, score_sde and daps take the exact likelihood of the counts"
+            "red_diff and others take the exact likelihood of the counts (see README)"
         )
     return said
 

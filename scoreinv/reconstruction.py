@@ -30,8 +30,8 @@ from scoreinv.streams import split
 DEFAULT = "proximal"
 WITHOUT_PRIOR = "fista_tv"
 WITHOUT_IMAGE_MODEL = "cgls"
-EXACT_COUNTS = ("daps", "dps", "latent_daps", "padis", "red_diff", "score_sde", "sitcom")
-"""Methods that take the exact likelihood of photon counts (`scoreinv.misfit`)."""
+EXACT_COUNTS = ("dps", "padis", "red_diff", "score_ald", "score_sde", "sitcom")
+"""Methods that take the exact likelihood of photon counts (`scoreinv.misfit`); daps does with draw=langevin."""
 
 PriorLike = str | Path | Denoiser
 """A shipped prior's name, a .safetensors file, or a denoiser of images in the operator's unit (1/mm for CT)."""
@@ -134,7 +134,8 @@ def choose(
         clinical = looks_clinical(scan)
         given.setdefault("unit", scan.mu_water_per_mm if clinical else abs(mean_image(scan.problem)) or 1.0)
     trained = configure.has_setting(name, "weights") or (configure.needs_prior(name) and not callable(prior))
-    for doubt in doubts(scan, of_people=trained, exact_counts=name in EXACT_COUNTS):
+    exact = name in EXACT_COUNTS or (name == "daps" and given.get("draw") == "langevin")
+    for doubt in doubts(scan, of_people=trained, exact_counts=exact):
         warnings.warn(doubt, stacklevel=3)
     if prior is None and chosen:
         prior = chosen.prior_name()
