@@ -70,6 +70,18 @@ def test_the_tolerance_is_kept(rng: Generator) -> None:
         assert (bits_apart(found, MIXTURE, x) < allowed).all()
 
 
+def test_a_prior_that_finds_out_the_level_by_itself(rng: Generator) -> None:
+    """Such as NCSNv2's: at an image without noise it says what it likes, whatever level it is told."""
+    known, x = gaussian_prior(6, 5), gaussian_prior(6, 5).draw(3, rng)
+
+    def blind(z: Tensor, sigma: Tensor) -> Tensor:
+        seen = z.square().mean(-1, keepdim=True).sqrt()
+        return torch.where((seen < 0.5) & (sigma.reshape(-1, 1) > 10), 1e3, known(z, sigma))
+
+    one, other = (FlowLikelihood(p, probes=None)(x, streams(3)).log_density for p in (known, blind))
+    assert torch.equal(one, other)
+
+
 def test_nothing_depends_on_the_scaled_coordinate(rng: Generator) -> None:
     """n² = σ² + σ_d² is a change of variables: σ_d changes the cost alone."""
     x = MIXTURE.draw(2, rng)

@@ -6,7 +6,7 @@ arXiv:1806.07366, theorem 1; Song et al. 2021, arXiv:2011.13456, eq. 39):
     d ln p_σ(x) / dσ = −(d − tr J) / σ                                                                              (1)
 
 It is solved in τ = ln σ for the scaled image y = (x − m) / n, n² = σ² + σ_d², with m the mean of the images, which is D
-under so much noise that nothing else is known, and σ_d about the standard deviation of a pixel:
+under so much noise that nothing else is known (found at σ_max from a draw of noise and its opposite), and σ_d about the standard deviation of a pixel:
 
     dy/dτ = (x − D) / n − y σ² / n²,      dc/dτ = σ_d² / n² − diag J                                                 (2)
 
@@ -163,13 +163,16 @@ class FlowLikelihood:
         end = torch.from_numpy(solver.y)
         y, c = end[:d], end[d:].reshape(-1, d)
         shares = c - y**2 / 2 - math.log(2 * math.pi) / 2 - math.log(first)
-        return shares.reshape(-1, *x.shape[1:]).to(x.device), int(solver.nfev) + 1
+        return shares.reshape(-1, *x.shape[1:]).to(x.device), int(solver.nfev) + 2
 
     @torch.no_grad()
     def _mean(self, x: Tensor, sigma: float) -> Tensor:
-        """m, shaped like one image x."""
-        middle = torch.full_like(x, float(getattr(self.prior, "shift", 0.0)))
-        found = self.prior(middle, x.new_tensor([sigma])).double()
+        """m, shaped like one image x: the mean of D at two images of noise of that level, opposite to each other. At an image without
+        noise a network that finds out the level by itself (NCSNv2) would take it for another one."""
+        noise = torch.randn(x.shape, generator=Generator().manual_seed(0), dtype=torch.float64).to(x)
+        middle = float(getattr(self.prior, "shift", 0.0))
+        both = [self.prior(middle + sign * sigma * noise, x.new_tensor([sigma])).double() for sign in (1, -1)]
+        found = (both[0] + both[1]) / 2
         if not torch.isfinite(found).all():
             raise ValueError(f"FlowLikelihood: D(x, sigma) is not finite at sigma = {sigma:g}")
         return found
