@@ -76,7 +76,9 @@ def magnitudes(volume: np.ndarray) -> np.ndarray:
         ValueError: values are negative or not finite, or all 0.
     """
     values = np.asarray(volume, dtype=np.float32)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() == 0:
+    if (
+        not np.isfinite(values).all() or values.min() < -0.05 * values.max() or values.max() <= 0
+    ):  # interpolation undershoots a little
         raise ValueError(f"expected magnitudes, finite and not negative, got {values.min():g} to {values.max():g}")
     top = float(np.quantile(values, 0.998)) or float(values.max())
     return np.asarray(2000 * np.clip(values / top, 0, 1) - 1000, dtype=np.float32)

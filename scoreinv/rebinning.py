@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ FINE = 4
 BINS = 24
 """Of line integrals, for the noise in each."""
 READINGS = ((1, -1), (1, 1), (-1, -1), (-1, 1))
-"""Directions of columns and rows; the first is that of odl/contrib/datasets/ct/mayo.py."""
+"""Directions of columns and rows; the first where the data do not tell, columns as odl/contrib/datasets/ct/mayo.py has them."""
 NO_WORSE = 1.1
 TRIAL_VIEWS = 24
 """Directions on which readings are compared."""
@@ -166,7 +167,12 @@ def reach_mm(p: Projections) -> float:
 
 def heights(p: Projections) -> tuple[float, float]:
     """Lowest and highest slice that lines of all directions are seen of [mm]: at an end of the spiral the two views of a line that runs at
-    the edge of the fan are half a turn and that fan angle apart, and the detector reaches out a little."""
+    the edge of the fan are half a turn and that fan angle apart, and the detector reaches out a little.
+
+    Raises:
+        ValueError: views are missing, or the pitch is too large for any slice.
+    """
+    p.check_steps()
     phi, z, view = p.column("phi"), p.column("z"), p.views[0]
     columns = np.array([1, view.shape[0]]) - view.centre[0]
     edge = float(np.abs(columns).max()) * view.numbers["column_mm"] / view.numbers["detector"]
@@ -176,7 +182,13 @@ def heights(p: Projections) -> tuple[float, float]:
     feed = (high - low) / turns if turns > 0 else 0.0
     if turns < 0.5 + edge / math.pi:
         return high, low  # no slice
-    inset = max(0.0, feed * (0.5 + edge / math.pi) - 0.9 * reach_mm(p) * math.cos(edge))
+    apart, reach = feed * (0.5 + edge / math.pi), reach_mm(p) * math.cos(edge)
+    if apart > 2 * reach:
+        raise ValueError(
+            f"{view.path.parent}: the pitch is too large: views of a line at the edge of the fan are {apart:.1f} mm apart, and the detector "
+            f"sees {2 * reach:.1f} mm there"
+        )
+    inset = max(0.0, apart - 0.9 * reach)
     return low + inset, high - inset
 
 
@@ -187,7 +199,7 @@ def rebin(
 
     Args:
         folder: of DICOM-CT-PD files, one series.
-        z_mm: heights of the slices, in the files' coordinate; by default the middle one alone.
+        z_mm: heights of the slices, in the files' coordinate, put in ascending order; by default the middle one alone.
         n_views: views, evenly over half a turn.
         start: angle of the first one [rad].
         size: pixels along each side of the image, the disc that all views see; cells of the detector are as wide.
@@ -204,7 +216,14 @@ def rebin(
     low, high = heights(p)
     if low > high:
         raise ValueError(f"{folder}: its {len(p.views)} views are fewer than one whole slice needs")
-    levels = [float(low + high) / 2] if z_mm is None else [float(z) for z in z_mm]
+    levels = [float(low + high) / 2] if z_mm is None else sorted(float(z) for z in z_mm)
+    independent = len(p.views) * math.pi / abs(float(np.ptp(p.column("phi")))) / max(2, len(p.spots))
+    if n_views > independent:
+        warnings.warn(
+            f"{folder}: of {n_views} views in half a turn about {independent:.0f} are independent, the others lie between the same measured ones; "
+            "the noise is stated for so many independent ones",
+            stacklevel=2,
+        )
     for z in levels:
         if not low - 1e-6 <= z <= high + 1e-6:
             raise ValueError(
@@ -223,6 +242,7 @@ def rebin(
         found.append(parallel(spots(p, which, data, reading), z, n_views, start, size, str(folder)))
     assert reading is not None
     y, noise, cell_mm = (np.stack([f[0] for f in found]), np.stack([f[1] for f in found]), found[0][2])
+    noise = noise * max(1.0, n_views / independent) ** 0.5
     angles = tuple(start + math.pi * k / n_views for k in range(n_views))
     operator = plugins.get("operators", "parallel_beam_ct")((size, size), angles, size, cell_mm, cell_mm)
     info = {

@@ -164,7 +164,11 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no truth": ({}, ["--what", "truth"], "has no truth: it is not known"),
     "no size": ({"pixel_mm": None}, [], "needs the size of a pixel"),
     "no Hounsfield units": ({"mu_water_per_mm": None}, [], "have no Hounsfield units"),
-    "no distance": ({"slices": 2}, [], "distance of the 2 slices, which no scan states: give --slice-mm"),
+    "no distance": (
+        {"slices": 2},
+        [],
+        "distance of the 2 slices, which the reconstruction does not state: give --slice-mm",
+    ),
     "a distance of nothing": ({"slices": 2}, ["--slice-mm", "0"], "expected a positive length, got 0"),
     "several slices in one file": (
         {"slices": 2},

@@ -63,6 +63,27 @@ def test_units(factor: float, hint: str) -> None:
     assert "cm instead of mm" in doubts(changed(scan(), mm=PIXEL_MM / 10), of_people=True)[0]
 
 
+@pytest.mark.parametrize(("factor", "side"), [(3.5, 5), (12.0, 5), (12.0, 8)])
+def test_metal_in_the_body_is_no_other_unit(factor: float, side: int) -> None:
+    """Two hips of titanium or cobalt chromium in a pelvis."""
+    n = 96
+    y, x = torch.meshgrid(torch.linspace(-1, 1, n), torch.linspace(-1, 1, n), indexing="ij")
+    body = WATER * ((x / 0.8) ** 2 + (y / 0.55) ** 2 < 1).float()
+    for at in (-0.4, 0.4):
+        body[(x - at) ** 2 + y**2 < (side / n) ** 2] = factor * WATER
+    A = ParallelBeamCT.for_image((n, n), 4.0)
+    assert doubts(si.Scan(si.simulate(A, body, torch.Generator())), of_people=True) == []
+
+
+@pytest.mark.parametrize("inner", [0.8, 0.9])
+def test_a_hollow_object_is_no_transmission(inner: float) -> None:
+    r = torch.linspace(-1, 1, 96)
+    square = r[:, None] ** 2 + r**2
+    A = ParallelBeamCT.for_image((96, 96), 1.0, n_detectors=96)
+    ring = WATER * ((square < 1) & (square > inner**2)).float()
+    assert doubts(si.Scan(si.simulate(A, ring, torch.Generator())), of_people=False) == []
+
+
 def test_what_is_absorbed_is_no_line_integral() -> None:
     (said,) = doubts(changed(scan(), 1 - torch.exp(-scan().problem.y)), of_people=True)
     assert "y holds line integrals" in said
@@ -76,10 +97,10 @@ def test_the_brightness_is_that_of_the_tissue() -> None:
     fan = FanBeamCT.for_image((SIDE, SIDE), PIXEL_MM, source_origin_mm=600.0, origin_detector_mm=400.0, n_views=46)
     for A in (parallel, fan):
         for size in (0.15, 0.5, 0.9):
-            found = brightness(si.Problem(A, A(WATER * (square < size).float())))
+            found = brightness(si.Problem(A, A(WATER * (square < size).float())), WATER)
             assert found == pytest.approx(WATER, rel=0.12)
     narrow, few = (ParallelBeamCT.for_image((SIDE, SIDE), PIXEL_MM, **k) for k in ({"arc": 1.5}, {"n_views": 5}))
-    assert all(brightness(si.Problem(A, A(WATER * (square < 0.5).float()))) is None for A in (narrow, few))
+    assert all(brightness(si.Problem(A, A(WATER * (square < 0.5).float())), WATER) is None for A in (narrow, few))
 
 
 @pytest.mark.parametrize("photons", [30.0, 300.0, 4096.0])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from helix import BODY, Ellipsoid, Helix
@@ -120,7 +123,7 @@ def test_an_image_is_where_it_should_be(tmp_path: Path) -> None:
     helix = SCANNERS["fine"]
     out = tmp_path / "scan.h5"
     helix.write(tmp_path / "s", helix.scan(BODY))
-    assert main(["rebin", str(tmp_path / "s"), "--out", str(out), "--views", "90", "--size", "120"]) == 0
+    assert main(["rebin", str(tmp_path / "s"), "--out", str(out), "--views", "80", "--size", "120"]) == 0
     scan = si.read_scan(out)
     hu, A = si.reconstruct(scan, "fbp").mean_hu, scan.problem.A
     assert hu is not None
@@ -139,6 +142,66 @@ def test_implicit_files_hold_the_same(tmp_path: Path) -> None:
     data = helix.scan(BODY)
     one, other = (rebin(helix.write(tmp_path / str(i), data, implicit=i), n_views=3, size=SIZE) for i in (False, True))
     assert torch.equal(one.problem.y, other.problem.y)
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(("text", "found"), [("0.02", 0.02), ("0.0192 ", 0.0192), ("0.192", 0.0193), ("", 0.0193)])
+def test_attenuation_of_water_is_a_text(implicit: bool, text: str, found: float, tmp_path: Path) -> None:
+    helix = Helix(turns=2.0, views_a_turn=60)
+    folder = helix.write(tmp_path / "s", helix.scan(BODY[:1]), implicit=implicit, tag_70411001=("DS", text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if text != "0.192" else "ignore")
+        assert rebin(folder, n_views=3, size=SIZE).mu_water_per_mm == found
+    if text == "0.192":
+        with pytest.warns(UserWarning, match=r"water attenuates 0\.192, expected 0\.01 to 0\.06 per mm"):
+            read_projections(folder)
+
+
+SERIES: dict[str, Callable[[Path], object]] = {
+    "a view is missing": lambda s: (s / "00150.dcm").unlink(),
+    "many are missing": lambda s: [(s / f"{k:05d}.dcm").unlink() for k in range(100, 160)],
+    "one is there twice": lambda s: shutil.copy(s / "00150.dcm", s / "again.dcm"),
+    "all are there twice": lambda s: [shutil.copy(p, p.with_name(f"x{p.name}")) for p in sorted(s.iterdir())],
+}
+
+
+@pytest.mark.parametrize("case", SERIES)
+def test_a_series_is_whole(case: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(small, folder)
+    SERIES[case](folder)
+    _fails([str(folder), "--out", str(tmp_path / "x.h5")], "views are missing, there twice, or out of order", capsys)
+
+
+def test_a_file_without_pixels(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(small, folder)
+    path = sorted(folder.iterdir())[150]
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.save_as(path)
+    _fails([str(folder), "--out", str(tmp_path / "x.h5")], f"{path.name}: holds 0 pixels", capsys)
+
+
+def test_more_views_than_were_measured(tmp_path: Path) -> None:
+    """Their noise is stated for as many as are independent: FBP's noise is what white noise of that level makes."""
+    helix = Helix(columns=60, column_mm=15.0, centre=(30.75, 8.5), turns=2.0, views_a_turn=80)
+    folders = [
+        helix.write(tmp_path / str(k), helix.scan(BODY, photons=photons)) for k, photons in enumerate((1e5, None))
+    ]
+    spread = []
+    for n in (20, 200):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            noisy, clean = (rebin(folder, [0.0], n_views=n, size=SIZE) for folder in folders)
+        assert any("about 20 are independent" in str(w.message) for w in said) is (n == 200)
+        A: Any = noisy.problem.A
+        white = torch.as_tensor(noisy.problem.noise_std) * torch.randn(
+            A.out_shape, generator=torch.Generator().manual_seed(0)
+        )
+        made, expected = A.fbp(noisy.problem.y - clean.problem.y, "hann"), A.fbp(white, "hann")
+        spread.append(float(made.std() / expected.std()))
+    assert spread[1] / spread[0] == pytest.approx(1, abs=0.3)  # it would be √10 without
 
 
 def test_a_focal_spot_that_moves_is_said(tmp_path: Path) -> None:
@@ -206,7 +269,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", CHANGES)
 def test_files_that_lack_something(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed, words = CHANGES[case]
-    helix = Helix(turns=1.0, views_a_turn=60)
+    helix = Helix(turns=1.0, views_a_turn=100)
     folder = helix.write(tmp_path / "s", helix.scan(BODY[:1]), **changed)
     _fails([str(folder), "--out", str(tmp_path / "x.h5")], words, capsys)
 

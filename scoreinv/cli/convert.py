@@ -40,9 +40,10 @@ def _rebin(a: argparse.Namespace) -> None:
     write_scan(a.out, scan)
     where, how = ", ".join(f"{z:.1f}" for z in scan.info["z_mm"]), scan.info
     columns, rows = how["other_columns_error"], how["other_rows_error"]
+    rows_words = f"{rows:g} times than with rows" if rows > 1.1 else "rows are undecided"
     print(
         f"{a.out}: {a.views} parallel views of the slice{'s' if len(how['z_mm']) > 1 else ''} at {where} mm; both ends of a line agree "
-        f"{columns:g} times better than with columns counted the other way, {rows:g} times than with rows"
+        f"{columns:g} times better than with columns counted the other way, {rows_words}"
     )
 
 

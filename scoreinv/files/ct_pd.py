@@ -19,6 +19,7 @@ Private tags of implicit files come as bytes; their kind is known from the list 
 from __future__ import annotations
 
 import functools
+import math
 import struct
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ CENTRE, N_ROWS, N_COLUMNS, SHAPE, WATER = 0x70311033, 0x70291010, 0x70291011, 0x
 SHIFTS = ("dphi", "dz", "drho")
 SHAPES = ("CYLINDRICAL", "FLAT")
 SAME = ("detector", "column_mm", "row_mm")
+WATER_PER_MM = (0.01, 0.06)
+"""From 140 keV down to 30 keV, about."""
 STEADY = np.array([5e-5, 0.1, 0.1])
 """By how much a focal spot may move and is still in one place [rad, mm, mm]."""
 
@@ -89,6 +92,19 @@ class Projections:
         """A number that all views share."""
         return self.views[0].numbers[name]
 
+    def check_steps(self) -> None:
+        """Raises ValueError where views are missing, there twice, or out of order: angles go on in about equal steps."""
+        steps = np.diff(self.column("phi"))
+        usual = float(np.median(steps)) if len(steps) else 0.0
+        odd = np.flatnonzero((steps * np.sign(usual) < 0.5 * abs(usual)) | (steps * np.sign(usual) > 1.5 * abs(usual)))
+        if usual == 0 or len(odd):
+            k = int(odd[0]) if len(odd) else 0
+            pair = f"{self.views[k].path.name} and {self.views[min(k + 1, len(steps))].path.name}"
+            raise ValueError(
+                f"{self.views[0].path.parent}: between {pair} the angle goes on by {math.degrees(float(steps[k]) if len(steps) else 0):.3g} "
+                f"degrees, usually by {math.degrees(usual):.3g}: views are missing, there twice, or out of order; get the series again"
+            )
+
     @functools.cached_property
     def spots(self) -> tuple[tuple[float, float, float], ...]:
         """The places that the focal spot goes through, view after view: (Δφ, Δz, Δρ) of 1, 2 or 4 of them, medians over their views.
@@ -122,8 +138,8 @@ class Projections:
         out = np.empty((len(which), *self.views[0].shape), dtype=np.float32)
         for j, i in enumerate(track(which, "projections", len(which))):
             view = self.views[i]
-            stored = _read(view.path, stop_before_pixels=False)
-            values = np.frombuffer(stored.PixelData, dtype="<u2")
+            stored = bytes(_read(view.path, stop_before_pixels=False).get("PixelData", b""))
+            values = np.frombuffer(stored[: len(stored) // 2 * 2], dtype="<u2")
             if values.size != out[j].size:
                 raise ValueError(
                     f"{view.path}: holds {values.size} pixels, its header says {view.shape[0]} x {view.shape[1]}"
@@ -172,8 +188,23 @@ def read_projections(folder: Path) -> Projections:
     shape = _text(some, SHAPE) or SHAPES[0]
     if shape not in SHAPES:
         raise ValueError(f"{folder}: the detector is {shape}; understood are {' and '.join(SHAPES)}")
-    water = _number(some, WATER)
-    return Projections(tuple(views), shape, water if water and water > 0 else None, str(some.get("PatientID", "")))
+    return Projections(tuple(views), shape, _water(folder, _text(some, WATER)), str(some.get("PatientID", "")))
+
+
+def _water(folder: Path, text: str) -> float | None:
+    """Attenuation of water, a text in the files."""
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    low, high = WATER_PER_MM
+    if low < found < high:
+        return found
+    warnings.warn(
+        f"{folder}: says that water attenuates {text}, expected {low} to {high} per mm: that is left aside",
+        stacklevel=3,
+    )
+    return None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -125,7 +125,9 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
             f"{path}: needs the size of a pixel, which the reconstruction does not state; .tif and .npy do without"
         )
     if n > 1 and slice_mm is None:
-        raise ValueError(f"{path}: needs the distance of the {n} slices, which no scan states: give --slice-mm")
+        raise ValueError(
+            f"{path}: needs the distance of the {n} slices, which the reconstruction does not state: give --slice-mm"
+        )
     if slice_mm is not None and not 0 < slice_mm < math.inf:
         raise ValueError(f"--slice-mm: expected a positive length, got {slice_mm}")
     distance = slice_mm or images.pixel_mm
