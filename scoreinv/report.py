@@ -65,6 +65,11 @@ def summary(r: Reconstruction) -> str:
 def judgement(r: Reconstruction) -> str:
     """Lines for people who must decide whether to believe an image: fit to the data, and what comes from the prior."""
     lines = []
+    if (raised := r.settings.get("noise_raised", 1.0)) > 1:
+        lines.append(
+            f"noise: estimated from the data, then raised {raised:.3g} times to what the image leaves of them (noise that neighbouring cells "
+            "share, or errors of the model); --noise-std states it"
+        )
     if r.chi2_samples is not None and r.settings.get("noise_std") != 0 and len(r.samples) > 1:
         chi2 = float(r.chi2_samples.mean())
         lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, math.prod(r.settings.get('data_shape', [1])))}")

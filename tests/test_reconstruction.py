@@ -15,7 +15,8 @@ from scoreinv.files.slices import open_slices
 from scoreinv.operators import Masking, ParallelBeamCT, equispaced_angles
 from scoreinv.posterior.dds import DDS
 from scoreinv.posterior.proximal import Proximal
-from scoreinv.reconstruction import conditions_of
+from scoreinv.reconstruction import conditions_of, known_noise
+from scoreinv.report import judgement
 from scoreinv.volume import reconstruct_volume
 
 WATER = 0.0193
@@ -106,6 +107,45 @@ def test_a_sinogram_with_holes_keeps_the_pixels_of_its_scan() -> None:
     mask = Masking(keep)
     found = si.reconstruct(si.Problem(mask @ p.A, mask(p.y), p.noise_std, p.truth), "fista_tv")
     assert found.pixel_mm == 8.0 and found.mean_hu is not None and found.fbp is None
+
+
+def noisy(kind: str, n: int = 1) -> si.Scan:
+    """A smooth body with noise of one standard deviation that nobody states, white or shared by neighbouring cells."""
+    A = ParallelBeamCT.for_image((32, 32), 8.0, n_views=24)
+    r = torch.linspace(-1, 1, 32)
+    y = A(WATER * (1 - (r[:, None] ** 2 + r**2)).clamp(min=0)).expand(n, *A.out_shape)
+    noise = torch.randn(y.shape, generator=Generator().manual_seed(3))
+    shared = torch.stack([torch.roll(noise, k, -1) for k in range(5)]).sum(0) / 5**0.5
+    added = {"white": noise, "shared": shared, "both": torch.cat([noise[:1], shared[1:]])}[kind]
+    return si.Scan(si.Problem(A, (y + 0.05 * added).squeeze(0)), noise_known=False)
+
+
+def test_noise_that_is_estimated_too_small_is_raised() -> None:
+    how: dict[str, Any] = {"prior": gaussian, "samples": 1, "settings": {"sigma_max": 0.05, "n_levels": 8}}
+    white, shared = (si.reconstruct(noisy(kind), "proximal", **how) for kind in ("white", "shared"))
+    assert white.settings["noise_raised"] == 1 and white.settings["network_evaluations_per_image"] == 8
+    assert shared.settings["noise_raised"] > 1.3 and shared.settings["network_evaluations_per_image"] == 16
+    assert "then raised" in judgement(shared) and "raised" not in judgement(white)
+    assert shared.settings["noise_std"] == pytest.approx(
+        float(known_noise(noisy("shared")).noise_std) * shared.settings["noise_raised"], rel=1e-4
+    )
+    stated = si.Scan(si.Problem(noisy("shared").problem.A, noisy("shared").problem.y, shared.settings["noise_std"]))
+    torch.testing.assert_close(si.reconstruct(stated, "proximal", **how).samples, shared.samples)
+
+
+def test_the_noise_of_every_slice_is_raised_by_itself() -> None:
+    how: dict[str, Any] = {"prior": gaussian, "samples": 1, "settings": {"sigma_max": 0.05, "n_levels": 8}}
+    both = noisy("both", 2)
+    together = si.reconstruct(both, "proximal", **how)
+    low, high = together.settings["noise_std"]
+    assert together.settings["noise_raised"] > 1.3 and low < high
+    for k in range(2):
+        one = si.Scan(si.Problem(both.problem.A, both.problem.y[k]), noise_known=False)
+        alone = si.reconstruct(one, "proximal", **how, first=k)
+        assert (alone.settings["noise_raised"] > 1) is (k == 1)
+        torch.testing.assert_close(
+            alone.samples, together.samples[:, k], rtol=0, atol=0.02 * WATER
+        )  # rounding ends CG a step apart
 
 
 @pytest.mark.parametrize(
