@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 import time
 import warnings
@@ -207,39 +208,21 @@ def reconstruct(
         solver = method
     else:  # its network's evaluations are counted
         solver = dataclasses.replace(method, prior=load())  # type: ignore[type-var]
-    name = choice.method
-    problem = known_noise(scan)
-
-    def solve(p: Problem) -> Tensor:
-        rng = torch.Generator().manual_seed(int(seed))
-        split(rng, first)  # the streams of the slices before
-        with torch.no_grad():
-            return _checked_draws(name, p, solver(_to(p, device), rng))
-
-    started = time.perf_counter()
-    draws, raised = solve(problem), 1.0
-    if not scan.noise_known and counted and (factor := _misfit(problem, draws)) is not None:
-        problem, raised = dataclasses.replace(problem, noise_std=problem.noise_std * factor), float(factor.max())
-        draws = solve(problem)
-    seconds = time.perf_counter() - started
-    if not torch.isfinite(draws).all():
-        raise ValueError(
-            f"method {name!r} diverged (NaN or infinite pixels): check its settings and the scan's geometry and noise"
-        )
-    n_images = max(1, problem.y.numel() // max(1, int(torch.tensor(problem.A.out_shape).prod())))
-    noise = problem.noise_std
+    may_raise = bool(counted) and not scan.noise_known
+    solved = _solve(choice.method, solver, known_noise(scan), may_raise, seed=int(seed), first=first, device=device)
+    draws, problem = solved.draws, solved.problem
+    n_images = max(1, problem.y.numel() // max(1, math.prod(problem.A.out_shape)))
+    noise = torch.as_tensor(problem.noise_std)
     record = {
-        "method": name,
+        "method": choice.method,
         "preset": choice.preset,
         **configure.settings_of(solver),
-        "noise_std": float(noise)
-        if not isinstance(noise, Tensor) or noise.ndim == 0
-        else [float(noise.min()), float(noise.max())],
+        "noise_std": [float(noise.min()), float(noise.max())] if noise.ndim else float(noise),
         "noise_estimated": not scan.noise_known,
-        "noise_raised": raised,
+        "noise_raised": solved.raised,
         "operator": type(problem.A).__name__,
         "data_shape": list(problem.A.out_shape),
-        "seconds": seconds,
+        "seconds": solved.seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
         "network_gradients_per_image": sum(c.n_gradients for c in counted) / n_images,
         "prior": prior_identity(choice.prior) if counted else None,
@@ -259,6 +242,44 @@ def reconstruct(
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
     )
     return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """Draws on the CPU; the problem with the noise that they were made with, and by how much it was raised; how long it took."""
+
+    draws: Tensor
+    problem: Problem
+    raised: float
+    seconds: float
+
+
+def _solve(
+    name: str, solver: Method, problem: Problem, may_raise: bool, *, seed: int, first: int, device: str
+) -> _Solved:
+    """What a method makes of a problem, and once more with more noise where `_misfit` asks for it.
+
+    Raises:
+        ValueError: it returns no images, or diverges.
+    """
+
+    def solve(p: Problem) -> Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        split(rng, first)  # the streams of the slices before
+        with torch.no_grad():
+            draws = _checked_draws(name, p, solver(_to(p, device), rng))
+        if not torch.isfinite(draws).all():
+            raise ValueError(
+                f"method {name!r} diverged (NaN or infinite pixels): check its settings and the scan's geometry and noise"
+            )
+        return draws
+
+    started = time.perf_counter()
+    draws, raised = solve(problem), 1.0
+    if may_raise and (factor := _misfit(problem, draws)) is not None:
+        problem, raised = dataclasses.replace(problem, noise_std=problem.noise_std * factor), float(factor.max())
+        draws = solve(problem)
+    return _Solved(draws, problem, raised, time.perf_counter() - started)
 
 
 def _misfit(problem: Problem, draws: Tensor) -> Tensor | None:
