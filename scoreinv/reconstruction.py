@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +25,11 @@ from scoreinv.presets import Preset, preset_named
 from scoreinv.priors.denoiser import Counted, Denoiser
 from scoreinv.priors.shipped import ct_prior, identity
 from scoreinv.problem import Method, Problem
-from scoreinv.streams import split
+from scoreinv.solving import solved
 
 DEFAULT = "proximal"
 WITHOUT_PRIOR = "fista_tv"
 WITHOUT_IMAGE_MODEL = "cgls"
-MISFIT = 1.5
-"""chi^2 of an image from which on noise that was estimated is raised, once."""
 EXACT_COUNTS = ("dps", "padis", "red_diff", "score_ald", "score_sde", "sitcom")
 """Methods that take the exact likelihood of photon counts (`scoreinv.misfit`); daps does with draw=langevin."""
 
@@ -209,8 +206,8 @@ def reconstruct(
     else:  # its network's evaluations are counted
         solver = dataclasses.replace(method, prior=load())  # type: ignore[type-var]
     may_raise = bool(counted) and not scan.noise_known
-    solved = _solve(choice.method, solver, known_noise(scan), may_raise, seed=int(seed), first=first, device=device)
-    draws, problem = solved.draws, solved.problem
+    found = solved(choice.method, solver, known_noise(scan), may_raise, seed=int(seed), first=first, device=device)
+    draws, problem = found.draws, found.problem
     n_images = max(1, problem.y.numel() // max(1, math.prod(problem.A.out_shape)))
     noise = torch.as_tensor(problem.noise_std)
     record = {
@@ -219,10 +216,10 @@ def reconstruct(
         **configure.settings_of(solver),
         "noise_std": [float(noise.min()), float(noise.max())] if noise.ndim else float(noise),
         "noise_estimated": not scan.noise_known,
-        "noise_raised": solved.raised,
+        "noise_raised": found.raised,
         "operator": type(problem.A).__name__,
         "data_shape": list(problem.A.out_shape),
-        "seconds": solved.seconds,
+        "seconds": found.seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
         "network_gradients_per_image": sum(c.n_gradients for c in counted) / n_images,
         "prior": prior_identity(choice.prior) if counted else None,
@@ -244,59 +241,6 @@ def reconstruct(
     return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
 
 
-@dataclass(frozen=True, eq=False)
-class _Solved:
-    """Draws on the CPU; the problem with the noise that they were made with, and by how much it was raised; how long it took."""
-
-    draws: Tensor
-    problem: Problem
-    raised: float
-    seconds: float
-
-
-def _solve(
-    name: str, solver: Method, problem: Problem, may_raise: bool, *, seed: int, first: int, device: str
-) -> _Solved:
-    """What a method makes of a problem, and once more with more noise where `_misfit` asks for it.
-
-    Raises:
-        ValueError: it returns no images, or diverges.
-    """
-
-    def solve(p: Problem) -> Tensor:
-        rng = torch.Generator().manual_seed(seed)
-        split(rng, first)  # the streams of the slices before
-        with torch.no_grad():
-            draws = _checked_draws(name, p, solver(_to(p, device), rng))
-        if not torch.isfinite(draws).all():
-            raise ValueError(
-                f"method {name!r} diverged (NaN or infinite pixels): check its settings and the scan's geometry and noise"
-            )
-        return draws
-
-    started = time.perf_counter()
-    draws, raised = solve(problem), 1.0
-    if may_raise and (factor := _misfit(problem, draws)) is not None:
-        problem, raised = dataclasses.replace(problem, noise_std=problem.noise_std * factor), float(factor.max())
-        draws = solve(problem)
-    return _Solved(draws, problem, raised, time.perf_counter() - started)
-
-
-def _misfit(problem: Problem, draws: Tensor) -> Tensor | None:
-    """By how much the noise of every slice has to be raised for the image to fit the data, shaped like the noise; None where no slice
-    needs it. Noise that is estimated from the data comes out too small where neighbouring cells share it, and knows nothing of errors of
-    the model; a method that believes it follows what is no image (real scans in docs/real-scans.md)."""
-    chi2 = metrics.chi_squared(problem, draws.mean(dim=0))
-    if (
-        not torch.isfinite(chi2).all()
-        or not (chi2 > MISFIT).any()
-        or not (torch.as_tensor(problem.noise_std) > 0).all()
-    ):
-        return None
-    factor = torch.where(chi2 > MISFIT, chi2.sqrt(), torch.ones_like(chi2))
-    return factor.reshape(*problem.batch_shape, *(1,) * len(problem.A.out_shape)) if problem.batch_shape else factor
-
-
 def _on_cpu(scan: Scan) -> Scan:
     p = scan.problem
     std = p.noise_std.cpu() if isinstance(p.noise_std, Tensor) else p.noise_std
@@ -313,21 +257,6 @@ def _check_arguments(scan: object, seed: object) -> None:
         )
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"reconstruct: seed should be int, got {seed!r}")
-
-
-def _checked_draws(name: str, problem: Problem, draws: object) -> Tensor:
-    """What a method returned, on the CPU.
-
-    Raises:
-        ValueError: it is no tensor, or of another shape.
-    """
-    images = (*problem.batch_shape, *problem.A.in_shape)
-    got = tuple(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
-    if not isinstance(draws, Tensor) or draws.ndim != len(images) + 1 or tuple(draws.shape[1:]) != images:
-        raise ValueError(
-            f"method {name!r} should return a tensor (samples, {', '.join(map(str, images))}): draws, or one image with samples = 1; got {got}"
-        )
-    return draws.cpu()
 
 
 def prior_identity(prior: PriorLike | None) -> dict[str, str]:
@@ -405,9 +334,3 @@ def _fbp(problem: Problem) -> Tensor | None:
     """Filtered back-projection for comparison, where the operator has one."""
     fbp = getattr(problem.A, "fbp", None)
     return None if fbp is None else fbp(problem.y, "hann")
-
-
-def _to(problem: Problem, device: str) -> Problem:
-    std = problem.noise_std.to(device) if isinstance(problem.noise_std, Tensor) else problem.noise_std
-    counts = problem.counts and problem.counts.mapped(lambda n: n.to(device))
-    return Problem(problem.A, problem.y.to(device), std, counts=counts)

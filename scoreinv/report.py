@@ -326,7 +326,7 @@ def _about_operator(operator: object) -> str:
 
 def _about_value(name: str, value: Any) -> str:
     if not isinstance(value, tuple) or len(value) <= 3:
-        return _cut(" x ".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        return _cut(" x ".join(map(str, value)) if isinstance(value, tuple) and name.endswith("shape") else str(value))
     if not all(isinstance(v, int | float) for v in value):
         return f"({len(value)} values)"
     scale, unit = (180 / math.pi, " degrees") if name == "angles" else (1.0, "")

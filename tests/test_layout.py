@@ -28,7 +28,7 @@ FLOORS = [
     ("contact_sheet", "edit_picture", "score_picture", "priors"),
     ("sampling",),
     ("baselines",),
-    ("posterior", "configure", "ranges"),
+    ("posterior", "configure", "ranges", "solving"),
     ("files", "calibration", "presets"),
     ("plausibility",),
     (

@@ -129,7 +129,7 @@ def test_a_plugin_from_simulation_to_reconstruction(installed: Path, tmp_path: P
     )
     assert misspelt[0] == 2 and "Did you mean 'kernel'?" in misspelt[2]
     assert simulated[0] == 0 and "data (16, 16) of my_blur" in simulated[1], simulated
-    assert "MyBlur(image_shape=(16, 16), kernel=(0.25, 0.5, 0.25))" in told[1] and "truth: stored" in told[1], told
+    assert "MyBlur, image_shape 16 x 16, kernel (0.25, 0.5, 0.25)" in told[1] and "truth: stored" in told[1], told
     for path, (code, out, errors) in zip(results, solved, strict=True):
         assert code == 0 and path.stem in out, errors
         result = read_reconstruction(path)
