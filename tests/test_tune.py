@@ -48,7 +48,7 @@ def optuna() -> Any:
 @pytest.fixture
 def shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(plugins.BUILT_IN["methods"], "shrunk", f"{__name__}:Shrunk")
-    monkeypatch.setattr("scoreinv.reconstruction._to", lambda problem, device: problem)  # keeps the truth
+    monkeypatch.setattr("scoreinv.solving._to", lambda problem, device: problem)  # keeps the truth
 
 
 @pytest.fixture
