@@ -107,6 +107,13 @@ class Problem:
         """The batch dimensions of y."""
         return tuple(self.y.shape[: self.y.ndim - len(self.A.out_shape)])
 
+    def to(self, device: str | torch.device) -> Problem:
+        """The same problem with its tensors on a device."""
+        std = self.noise_std.to(device) if isinstance(self.noise_std, Tensor) else self.noise_std
+        truth = None if self.truth is None else self.truth.to(device)
+        counts = self.counts and self.counts.mapped(lambda n: n.to(device))
+        return Problem(self.A, self.y.to(device), std, truth, counts)
+
     def flat(self) -> Problem:
         """The same problem with exactly one batch dimension."""
 

@@ -182,7 +182,7 @@ def reconstruct(
     """
     scan = Scan(scan) if isinstance(scan, Problem) else scan
     _check_arguments(scan, seed)
-    scan = _on_cpu(scan)
+    scan = dataclasses.replace(scan, problem=scan.problem.to("cpu"))
     pixel_mm = getattr(scan.problem.A, "pixel_mm", None)
     counted: list[Counted] = []
 
@@ -239,13 +239,6 @@ def reconstruct(
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
     )
     return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
-
-
-def _on_cpu(scan: Scan) -> Scan:
-    p = scan.problem
-    std = p.noise_std.cpu() if isinstance(p.noise_std, Tensor) else p.noise_std
-    truth, counts = None if p.truth is None else p.truth.cpu(), p.counts and p.counts.mapped(lambda n: n.cpu())
-    return dataclasses.replace(scan, problem=Problem(p.A, p.y.cpu(), std, truth, counts))
 
 
 def _check_arguments(scan: object, seed: object) -> None:

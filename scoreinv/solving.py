@@ -86,6 +86,5 @@ def _checked_draws(name: str, problem: Problem, draws: object) -> Tensor:
 
 
 def _to(problem: Problem, device: str) -> Problem:
-    std = problem.noise_std.to(device) if isinstance(problem.noise_std, Tensor) else problem.noise_std
-    counts = problem.counts and problem.counts.mapped(lambda n: n.to(device))
-    return Problem(problem.A, problem.y.to(device), std, counts=counts)
+    """What a method is given: the problem on its device, without the truth."""
+    return dataclasses.replace(problem.to(device), truth=None)

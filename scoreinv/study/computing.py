@@ -104,7 +104,7 @@ def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.
     name = cell.method["name"]
     settings = {k: v for k, v in cell.method.items() if k != "name"}
     solver = configure.method(name, different(plugins.get("methods", name), settings), prior)
-    on_device, rng = _to(problem, device), Generator().manual_seed(stream(cell.image, cell.seed, "method"))
+    on_device, rng = problem.to(device), Generator().manual_seed(stream(cell.image, cell.seed, "method"))
     reset_peak(device)
     started = time.perf_counter(), time.process_time()
     with torch.no_grad():
@@ -209,16 +209,6 @@ def _image(record: str, refine: int) -> Tensor:
 def _operator(call: str, shape: tuple[int, ...], pixel_mm: float) -> LinearOperator:
     """One object for equal arguments."""
     return operator(json.loads(call), shape, pixel_mm)
-
-
-def _to(problem: Problem, device: str) -> Problem:
-    std, counts = problem.noise_std, problem.counts
-    return dataclasses.replace(
-        problem,
-        y=problem.y.to(device),
-        noise_std=std.to(device) if isinstance(std, Tensor) else std,
-        counts=counts and counts.mapped(lambda n: n.to(device)),
-    )
 
 
 def _finite(value: Tensor | float) -> float | None:
