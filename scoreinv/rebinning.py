@@ -205,7 +205,7 @@ def rebin(
         size: pixels along each side of the image, the disc that all views see; cells of the detector are as wide.
 
     Returns:
-        Data (slices, views, cells), or (views, cells) of one slice; the noise that was found, and `info` with how.
+        Data (slices, views, cells), or (views, cells) of one slice; the noise that was found, the heights, and `info` with how.
 
     Raises:
         FileNotFoundError, ValueError: see `read_projections`; or a slice is not seen from all sides.
@@ -246,7 +246,7 @@ def rebin(
     angles = tuple(start + math.pi * k / n_views for k in range(n_views))
     operator = plugins.get("operators", "parallel_beam_ct")((size, size), angles, size, cell_mm, cell_mm)
     info = {
-        "created_by": f"scoreinv {package_version()} rebin", "source": folder.name, "patient": p.patient, "z_mm": levels,
+        "created_by": f"scoreinv {package_version()} rebin", "source": folder.name, "patient": p.patient,
         "rebinned": "single-slice, from helical cone-beam projections to parallel beams", "focal_spots": len(p.spots),
         "columns_reversed": reading[0] != READINGS[0][0], "rows_reversed": reading[1] != READINGS[0][1],
         "other_columns_error": float(f"{better[0]:.3g}"), "other_rows_error": float(f"{better[1]:.3g}"),
@@ -254,7 +254,7 @@ def rebin(
     if len(levels) == 1:
         y, noise = y[0], noise[0]
     one = Problem(operator, torch.from_numpy(y.astype(np.float32)), torch.from_numpy(noise.astype(np.float32)))
-    return Scan(one, p.mu_water_per_mm or MU_WATER_PER_MM, info)
+    return Scan(one, p.mu_water_per_mm or MU_WATER_PER_MM, info, z_mm=tuple(levels))
 
 
 def parallel(

@@ -237,6 +237,7 @@ def reconstruct(
         _fbp(problem),
         metrics.chi_squared(problem, draws),
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
+        z_mm=scan.z_mm,
     )
     return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
 

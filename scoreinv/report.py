@@ -275,6 +275,7 @@ def _describe_scan(path: Path) -> str:
         f"noise: standard deviation {noise}"
         if scan.noise_known
         else "noise: not stated, to be estimated from the data",
+        f"slices: at {', '.join(f'{z:g}' for z in scan.z_mm)} mm" if scan.z_mm else "",
         f"photons: {scan.photons:g}" if scan.photons else "",
         f"truth: {'stored' if p.truth is not None else 'unknown'}",
         f"info: {json.dumps(scan.info)}" if scan.info else "",

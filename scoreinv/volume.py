@@ -199,7 +199,7 @@ def reconstruct_volume(
     made = _settings(choice, seen)
     asked = _request(work, made, seen)
     if not out.exists():
-        _create(out, len(slices), made, asked, seen)
+        _create(out, slices, made, asked, seen)
     with opened(out, write=True) as volume:
         _check_request(volume, asked)
         done = volume.done
@@ -325,13 +325,14 @@ def _checksum(n: int, seen: Scan) -> str:
     return found.hexdigest()
 
 
-def _create(out: Path, n: int, made: Mapping[str, Any], asked: Mapping[str, Any], seen: Scan) -> None:
+def _create(out: Path, slices: Slices, made: Mapping[str, Any], asked: Mapping[str, Any], seen: Scan) -> None:
     A = seen.problem.A
     gray, several = len(A.in_shape) == 2, (made.get("samples") or 1) > 1
     names = ["mean", *(["std"] if several else []), *(["half_width"] if several and gray else [])]
     names += ["measured"] if made["prior"] and gray else []
     known = {"pixel_mm": getattr(A, "pixel_mm", None), "mu_water_per_mm": seen.mu_water_per_mm if gray else None}
-    create_volume(out, (n, *A.in_shape), names, request=asked, settings=made, attributes=known)
+    known["z_mm"] = slices.z_mm
+    create_volume(out, (len(slices), *A.in_shape), names, request=asked, settings=made, attributes=known)
 
 
 def _check_request(volume: VolumeFile, asked: Mapping[str, Any]) -> None:

@@ -55,7 +55,11 @@ def write(path: Path, whole: Scan) -> Path:
     hdf5 = path.with_suffix(".copied.h5")
     write_scan(hdf5, whole)
     with h5py.File(hdf5) as source:
-        group = zarr.open_group(path, mode="w", attributes={k: v for k, v in source.attrs.items() if k != "operator"})
+        group = zarr.open_group(
+            path, mode="w", attributes={k: v for k, v in source.attrs.items() if k not in ("operator", "z_mm")}
+        )
+        if "z_mm" in source.attrs:
+            group.attrs["z_mm"] = source.attrs["z_mm"].tolist()
         names = [name for name in ("y", "counts", "noise_std") if name in source] + list(describe(whole.problem.A)[1])
         for name in names:
             group.create_array(

@@ -113,6 +113,47 @@ def test_dicom_says_where_a_pixel_lies_and_what_it_is(three: Path, tmp_path: Pat
     np.testing.assert_allclose(hu, images_of(three).hu[1], atol=0.5 * float(d.RescaleSlope) + 1e-3)
 
 
+HEIGHTS = (101.5, 104.0, 106.5)
+
+
+def test_slices_lie_at_the_heights_of_their_scan(tmp_path: Path) -> None:
+    path = stored(tmp_path, reconstruction(3, z_mm=HEIGHTS))
+    write_images(tmp_path / "x.nii", images_of(path))
+    image: Any = nibabel.load(tmp_path / "x.nii")  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(image.affine @ [(W - 1) / 2, (H - 1) / 2, 2, 1], [0, 0, HEIGHTS[2], 1], atol=1e-4)
+    write_images(tmp_path / "series", images_of(path))
+    read = [pydicom.dcmread(p) for p in sorted((tmp_path / "series").iterdir())]
+    assert [float(d.ImagePositionPatient[2]) for d in read] == list(HEIGHTS)
+    assert {float(d.SliceThickness) for d in read} == {2.5}
+    write_images(tmp_path / "one.dcm", images_of(path, index=-2))
+    assert float(pydicom.dcmread(tmp_path / "one.dcm").ImagePositionPatient[2]) == HEIGHTS[1]
+    write_images(tmp_path / "apart.nii", images_of(path), slice_mm=5.0)  # what is given counts more
+    apart: Any = nibabel.load(tmp_path / "apart.nii")  # type: ignore[no-untyped-call]
+    assert apart.header.get_zooms()[2] == 5.0 and apart.affine[2, 3] == 0
+
+
+def test_uneven_heights_go_into_a_series_alone(tmp_path: Path) -> None:
+    path = stored(tmp_path, reconstruction(3, z_mm=(1.0, 2.0, 4.0)))
+    with pytest.raises(
+        ValueError, match="slices are 1 to 2 mm apart, NIfTI holds even distances: write a DICOM series"
+    ):
+        write_images(tmp_path / "x.nii", images_of(path))
+    write_images(tmp_path / "series", images_of(path))
+    assert len(read_image(tmp_path / "series").hu) == 3
+    same = stored(tmp_path, reconstruction(3, z_mm=(1.0, 2.0, 1.0)))
+    with pytest.raises(ValueError, match="two slices have the same height"):
+        write_images(tmp_path / "x.nii", images_of(same))
+
+
+def test_tiff_says_how_large_a_pixel_is(one: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_images(tmp_path / "x.tif", images_of(one))
+    with Image.open(tmp_path / "x.tif") as picture:
+        tags: Any = picture.tag_v2  # type: ignore[attr-defined]
+    assert tags[296] == 3 and float(tags[282]) == float(tags[283]) == pytest.approx(10 / PIXEL_MM)  # per cm
+
+
 def test_metal_is_not_clipped(tmp_path: Path) -> None:
     hu = np.linspace(-1000, 60000, H * W, dtype=np.float32).reshape(1, H, W)
     write_images(tmp_path / "x.dcm", Images(hu, PIXEL_MM, "metal"))
@@ -138,7 +179,7 @@ def test_volumes(tmp_path: Path, kind: str) -> None:
     if kind == "zarr":
         pytest.importorskip("zarr", reason="zarr is an optional extra")
     path = tmp_path / f"v.{kind}"
-    attributes = {"pixel_mm": PIXEL_MM, "mu_water_per_mm": WATER}
+    attributes = {"pixel_mm": PIXEL_MM, "mu_water_per_mm": WATER, "z_mm": (4.0, 7.0)}
     create_volume(path, (2, H, W), ["mean", "std"], request={}, settings={"method": "dds"}, attributes=attributes)
     mean = np.random.default_rng(0).normal(WATER, 0.01, (2, H, W)).astype(np.float32)
     with opened(path, write=True) as volume:
@@ -151,7 +192,10 @@ def test_volumes(tmp_path: Path, kind: str) -> None:
     with opened(path, write=True) as volume:
         volume.add(1, {"mean": mean[1], "std": mean[1]}, dict.fromkeys(FIGURES, 1.0))
     np.testing.assert_allclose(images_of(path).hu, hu_from_mu(mean, WATER), rtol=1e-4, atol=1e-2)
-    assert main(["export", str(path), "--out", str(tmp_path / "v.nii.gz"), "--slice-mm", "1"]) == 0
+    assert images_of(path).z_mm == (4.0, 7.0) and images_of(path, index=-1).z_mm == (7.0,)
+    assert main(["export", str(path), "--out", str(tmp_path / "v.nii.gz")]) == 0
+    image: Any = nibabel.load(tmp_path / "v.nii.gz")  # type: ignore[no-untyped-call]
+    assert image.header.get_zooms()[2] == 3.0
     with pytest.raises(ValueError, match="has no fbp: the operator has none, or it is a volume"):
         images_of(path, "fbp")
 

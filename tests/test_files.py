@@ -137,6 +137,37 @@ def test_unknown_noise_is_marked(tmp_path: Path, views: Views) -> None:
     assert (after.noise_known, after.problem.noise_std) == (False, 0.0)
 
 
+def test_heights_come_back_and_go_on_to_the_reconstruction(tmp_path: Path, views: Views) -> None:
+    heights = (10.1, 12.3, 17.0)
+    write_scan(tmp_path / "scan.h5", Scan(Problem(views, random(3, N_ANGLES, N_BINS), 0.1), z_mm=heights))
+    after = read_scan(tmp_path / "scan.h5")
+    assert after.z_mm == heights
+    images = Reconstruction(random(2, 3, SIDE, SIDE), z_mm=after.z_mm)
+    write_reconstruction(tmp_path / "recon.h5", images)
+    assert read_reconstruction(tmp_path / "recon.h5").z_mm == heights
+    with pytest.raises(ValueError, match="z_mm has 3 heights, there are 2 slices"):
+        Reconstruction(random(2, 2, SIDE, SIDE), z_mm=heights)
+    with pytest.raises(ValueError, match="z_mm has 3 heights, the problem has 1 slices"):
+        Scan(Problem(views, random(N_ANGLES, N_BINS), 0.1), z_mm=heights)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1.0, 2.0], "z_mm has 2 heights, y has 3 slices"),
+        ([1.0, math.nan, 2.0], "should be the heights of the slices, finite numbers"),
+        ("low", "should be the heights of the slices, finite numbers, it is 'low'"),
+        (3.0, "should be the heights of the slices"),
+    ],
+)
+def test_heights_that_cannot_be(tmp_path: Path, views: Views, value: Any, words: str) -> None:
+    write_scan(tmp_path / "scan.h5", Scan(Problem(views, random(3, N_ANGLES, N_BINS), 0.1)))
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        file.attrs["z_mm"] = value
+    with pytest.raises(ValueError, match=words):
+        read_scan(tmp_path / "scan.h5")
+
+
 def test_compositions_and_tensors_come_back(tmp_path: Path, views: Views) -> None:
     mask = random(N_ANGLES, N_BINS) > 0.3
     operator = Keep(mask) @ views

@@ -44,7 +44,7 @@ SCANNERS = {
 def cells(scan: si.Scan, objects: tuple[Ellipsoid, ...], fine: int = 8) -> np.ndarray:
     """The exact mean over each cell, (views, cells)."""
     A: Any = scan.problem.A
-    d, z = A.detector_mm / fine, scan.info["z_mm"][0]
+    d, z = A.detector_mm / fine, scan.z_mm[0]
     out = np.zeros(A.out_shape)
     u = (np.arange(fine * A.n_detectors) + 0.5) * d - A.n_detectors * A.detector_mm / 2
     for i, theta in enumerate(A.angles):
@@ -97,7 +97,7 @@ def test_slices_lie_at_their_heights(tmp_path: Path) -> None:
         alone = rebin(folder, [z], n_views=VIEWS, size=SIZE)
         assert torch.equal(both.problem.y[k], alone.problem.y)
         assert error(alone, BALLS) < 0.003
-        wrong = dataclasses.replace(alone, info=alone.info | {"z_mm": [z + 6.0]})
+        wrong = dataclasses.replace(alone, z_mm=(z + 6.0,))
         assert error(wrong, BALLS) > 2 * error(alone, BALLS)
 
 

@@ -424,6 +424,27 @@ def test_the_command(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert words in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_slices_keep_their_heights(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heights = tuple(40.0 + 2.5 * k for k in range(SLICES))
+    path = write(tmp_path / f"scan.{kind}", dataclasses.replace(scan(), z_mm=heights))
+    assert open_slices(path).z_mm == heights and open_slices(path).read(3).z_mm == heights[3:4]
+    command = ["reconstruct", str(path), "--out", str(tmp_path / f"recon.{kind}"), "--method", "fbp", "--slices", ":"]
+    assert main(command) == 0
+    assert main(["export", str(tmp_path / f"recon.{kind}"), "--out", str(tmp_path / "v.nii")]) == 0
+    import nibabel
+
+    image: Any = nibabel.load(tmp_path / "v.nii")  # type: ignore[no-untyped-call]
+    assert image.affine[2].tolist() == [0, 0, 2.5, 40]
+    if kind == "h5":
+        assert main(["info", str(path)]) == 0
+        assert "slices: at 40, 42.5, 45" in capsys.readouterr().out
+        with h5py.File(path, "r+") as file:
+            file.attrs["z_mm"] = heights[1:]
+        with pytest.raises(ValueError, match="z_mm has 8 heights, there are 9 slices"):
+            _ = open_slices(path).z_mm
+
+
 def test_slices_are_written_like_this() -> None:
     assert [slices_of(text, 9) for text in (":", "2:", ":3", "2:3", "4")] == [
         range(9), range(2, 9), range(3), range(2, 3), range(4, 5)

@@ -38,11 +38,12 @@ def _rebin(a: argparse.Namespace) -> None:
     check_writable(a.out)
     scan = rebin(a.folder, a.z, n_views=a.views, start=math.radians(a.start), size=a.size)
     write_scan(a.out, scan)
-    where, how = ", ".join(f"{z:.1f}" for z in scan.info["z_mm"]), scan.info
+    levels, how = scan.z_mm or (), scan.info
+    where = ", ".join(f"{z:.1f}" for z in levels)
     columns, rows = how["other_columns_error"], how["other_rows_error"]
     rows_words = f"{rows:g} times than with rows" if rows > 1.1 else "rows are undecided"
     print(
-        f"{a.out}: {a.views} parallel views of the slice{'s' if len(how['z_mm']) > 1 else ''} at {where} mm; both ends of a line agree "
+        f"{a.out}: {a.views} parallel views of the slice{'s' if len(levels) > 1 else ''} at {where} mm; both ends of a line agree "
         f"{columns:g} times better than with columns counted the other way, {rows_words}"
     )
 
@@ -68,7 +69,10 @@ def add_export(commands: Any) -> argparse.ArgumentParser:
         "--slice", type=int, metavar="K", help="of several slices this one alone; negative counts from the end"
     )
     p.add_argument(
-        "--slice-mm", type=float, metavar="MM", help="distance of neighbouring slices [mm], where there are several"
+        "--slice-mm",
+        type=float,
+        metavar="MM",
+        help="distance of neighbouring slices [mm], where there are several and their heights are not known",
     )
     p.set_defaults(run=_export)
     return p

@@ -1,8 +1,8 @@
 """Images of a reconstruction in the formats of other programs: NIfTI, DICOM, TIFF and .npy, in Hounsfield units.
 
 Rows go from front to back and columns from right to left of the patient, as a viewer shows them and as `files.images` reads them (LPS in
-DICOM's words); the centre of the first slice is the origin. Where the patient lay is not known to a scan, so that the images do not lie
-over others of the same patient before they have been registered.
+DICOM's words). The middle of each slice lies on the axis, at its height where that is known; the first is at 0 otherwise. Where the patient
+lay is not known to a scan, so that the images do not lie over others of the same patient before they have been registered.
 
 DICOM images are of the class CT Image, derived, of no patient; values are stored as 16-bit integers in the finest power of two that holds
 them (1/8 HU for ±4096), and the unique identifiers follow from the pixels: the same image has the same ones.
@@ -46,11 +46,13 @@ class Images:
         hu: (slices, H, W) float32.
         pixel_mm: side of a pixel [mm]; None where it is unknown.
         about: what they are, in words.
+        z_mm: height of each slice [mm]; None where it is unknown.
     """
 
     hu: np.ndarray
     pixel_mm: float | None
     about: str
+    z_mm: tuple[float, ...] | None = None
 
 
 def images_of(path: Path, what: str = "mean", index: int | None = None) -> Images:
@@ -68,7 +70,7 @@ def images_of(path: Path, what: str = "mean", index: int | None = None) -> Image
     if what not in WHAT:
         raise ValueError(f"--what {what!r}: expected one of {', '.join(WHAT)}")
     read = _from_reconstruction if not is_zarr(path) and _is_reconstruction(path) else _from_volume
-    stored, pixel_mm, mu_water, settings = read(path, index)
+    stored, pixel_mm, mu_water, settings, z_mm = read(path, index)
     if mu_water is None:
         raise ValueError(f"{path}: its images have no Hounsfield units, so they cannot be exported as CT")
 
@@ -83,7 +85,9 @@ def images_of(path: Path, what: str = "mean", index: int | None = None) -> Image
     else:
         hu = image(what)
     about = f"scoreinv {package_version()}, {settings.get('method', '?')}: {what} [HU]"
-    return Images(hu.reshape(-1, *hu.shape[-2:]), pixel_mm, about)
+    if z_mm is not None and index is not None:
+        z_mm = (z_mm[index],)
+    return Images(hu.reshape(-1, *hu.shape[-2:]), pixel_mm, about, z_mm)
 
 
 def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -> None:
@@ -93,10 +97,11 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
     Args:
         path: what to write, whole or not at all.
         images: what to write there.
-        slice_mm: distance of neighbouring slices [mm]; NIfTI and DICOM need it where there are several.
+        slice_mm: distance of neighbouring slices [mm], the first at 0, instead of their heights; NIfTI and DICOM need one of the two where
+            there are several.
 
     Raises:
-        ValueError: another suffix, a size that is needed and not known, or several slices for one DICOM file.
+        ValueError: another suffix, a size that is needed and not known, several slices for one DICOM file, or uneven heights in NIfTI.
         OSError: it cannot be written.
     """
     name, n = path.name.lower(), len(images.hu)
@@ -109,7 +114,7 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
         )
     if name.endswith(OTHERS):
         with replacing(path) as temporary:
-            _save_plain(temporary, images.hu[0] if n == 1 else images.hu)
+            _save_plain(temporary, images.hu[0] if n == 1 else images.hu, images.pixel_mm)
         return
     if not (name.endswith((*NIFTI, DICOM)) or series):
         known = ", ".join((*NIFTI, DICOM, *OTHERS))
@@ -124,22 +129,41 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
         raise ValueError(
             f"{path}: needs the size of a pixel, which the reconstruction does not state; .tif and .npy do without"
         )
-    if n > 1 and slice_mm is None:
-        raise ValueError(
-            f"{path}: needs the distance of the {n} slices, which the reconstruction does not state: give --slice-mm"
-        )
-    if slice_mm is not None and not 0 < slice_mm < math.inf:
-        raise ValueError(f"--slice-mm: expected a positive length, got {slice_mm}")
-    distance = slice_mm or images.pixel_mm
+    z_mm = _heights(path, images, slice_mm)
     if name.endswith(NIFTI):
-        written = _nifti(images, distance)
+        written = _nifti(path, images, z_mm)
         with replacing(path) as temporary:
             temporary.write_bytes(gzip.compress(written, mtime=0) if name.endswith(".gz") else written)
     elif series:
-        _write_series(path, images, distance)
+        _write_series(path, images, z_mm)
     else:
         with replacing(path) as temporary:
-            _save_dicom(temporary, images, 0, distance)
+            _save_dicom(temporary, images, 0, z_mm)
+
+
+def _heights(path: Path, images: Images, slice_mm: float | None) -> np.ndarray:
+    """Of the middles of the slices [mm], (slices,)."""
+    n = len(images.hu)
+    if slice_mm is not None:
+        if not 0 < slice_mm < math.inf:
+            raise ValueError(f"--slice-mm: expected a positive length, got {slice_mm}")
+        return slice_mm * np.arange(n)
+    if images.z_mm is None and n > 1:
+        raise ValueError(
+            f"{path}: needs the distance of the {n} slices, which the reconstruction does not state: give --slice-mm"
+        )
+    z_mm = np.array(images.z_mm or (0.0,))
+    if (np.diff(np.sort(z_mm)) <= 0).any():
+        raise ValueError(
+            f"{path}: two slices have the same height: export single ones with --slice, or give --slice-mm"
+        )
+    return z_mm
+
+
+def _distance(images: Images, z_mm: np.ndarray) -> float:
+    """Of neighbouring slices [mm]; of one alone the side of its pixels."""
+    assert images.pixel_mm is not None
+    return float(np.median(np.abs(np.diff(z_mm)))) if len(z_mm) > 1 else images.pixel_mm
 
 
 def _is_reconstruction(path: Path) -> bool:
@@ -149,8 +173,10 @@ def _is_reconstruction(path: Path) -> bool:
         return bool(file.attrs.get("format") == RECONSTRUCTION)
 
 
-Stored = tuple[Callable[[str], "np.ndarray | None"], "float | None", "float | None", dict[str, Any]]
-"""An image by its name [1/mm], pixel_mm, mu_water_per_mm, settings."""
+Stored = tuple[
+    Callable[[str], "np.ndarray | None"], "float | None", "float | None", dict[str, Any], "tuple[float, ...] | None"
+]
+"""An image by its name [1/mm], pixel_mm, mu_water_per_mm, settings, z_mm of all slices."""
 
 
 def _from_reconstruction(path: Path, index: int | None) -> Stored:
@@ -163,7 +189,7 @@ def _from_reconstruction(path: Path, index: int | None) -> Stored:
         slices = image.reshape(-1, *image.shape[-2:])
         return np.asarray(slices[_checked(path, index, len(slices))].numpy())
 
-    return stored, r.pixel_mm, r.mu_water_per_mm, r.settings
+    return stored, r.pixel_mm, r.mu_water_per_mm, r.settings, r.z_mm
 
 
 def _from_volume(path: Path, index: int | None) -> Stored:
@@ -171,7 +197,7 @@ def _from_volume(path: Path, index: int | None) -> Stored:
         done, n = volume.done, len(volume)
         sizes = [volume.group.attrs.get(name) for name in ("pixel_mm", "mu_water_per_mm")]
         pixel_mm, mu_water = (None if v is None else float(v) for v in sizes)
-        settings = volume.settings
+        settings, z_mm = volume.settings, hdf5.heights(volume.group.attrs, path)
     missing = np.flatnonzero(~done)
     if index is None and len(missing):
         raise ValueError(
@@ -186,7 +212,7 @@ def _from_volume(path: Path, index: int | None) -> Stored:
                 return None
             return np.asarray(volume.group[name][:]) if k is None else volume.image(name, k)
 
-    return stored, pixel_mm, mu_water, settings
+    return stored, pixel_mm, mu_water, settings, z_mm
 
 
 def _checked(path: Path, index: int, n: int) -> int:
@@ -206,7 +232,7 @@ def _why(name: str) -> str:
     return reasons.get(name, "")
 
 
-def _save_plain(path: Path, hu: np.ndarray) -> None:
+def _save_plain(path: Path, hu: np.ndarray, pixel_mm: float | None) -> None:
     if path.suffix.lower() == ".npy":
         with open(path, "wb") as file:  # np.save adds a suffix to names
             np.save(file, hu)
@@ -214,24 +240,31 @@ def _save_plain(path: Path, hu: np.ndarray) -> None:
     from PIL import Image
 
     first, *others = [Image.fromarray(page) for page in hu.reshape(-1, *hu.shape[-2:])]
-    first.save(path, format="TIFF", save_all=True, append_images=others)
+    size = {} if pixel_mm is None else {"resolution_unit": "cm", "resolution": 10 / pixel_mm}
+    first.save(path, format="TIFF", save_all=True, append_images=others, **size)
 
 
-def _nifti(images: Images, slice_mm: float) -> bytes:
+def _nifti(path: Path, images: Images, z_mm: np.ndarray) -> bytes:
     import nibabel
 
     assert images.pixel_mm is not None
+    gaps = np.diff(z_mm)
+    if len(gaps) and np.ptp(gaps) > 1e-3 * np.abs(gaps).max():
+        raise ValueError(
+            f"{path}: slices are {np.abs(gaps).min():g} to {np.abs(gaps).max():g} mm apart, NIfTI holds even distances: write a DICOM series (a "
+            "name without suffix), or give --slice-mm"
+        )
     h, w = images.hu.shape[1:]
-    steps = np.array([-images.pixel_mm, -images.pixel_mm, slice_mm])
+    steps = np.array([-images.pixel_mm, -images.pixel_mm, gaps.mean() if len(gaps) else images.pixel_mm])
     affine = np.diag([*steps, 1.0])
-    affine[:2, 3] = -steps[:2] * (np.array([w, h]) - 1) / 2
+    affine[:, 3] = *(-steps[:2] * (np.array([w, h]) - 1) / 2), z_mm[0], 1
     image: Any = nibabel.Nifti1Image(images.hu.transpose(2, 1, 0), affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = images.about.encode()[:79]
     return bytes(image.to_bytes())
 
 
-def _write_series(folder: Path, images: Images, slice_mm: float) -> None:
+def _write_series(folder: Path, images: Images, z_mm: np.ndarray) -> None:
     if folder.exists():
         raise ValueError(f"{folder}: is there already; a DICOM series gets a folder of its own, give another name")
     if not folder.parent.is_dir():
@@ -241,14 +274,14 @@ def _write_series(folder: Path, images: Images, slice_mm: float) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for k in range(len(images.hu)):
-            _save_dicom(temporary / f"{k:04d}.dcm", images, k, slice_mm)
+            _save_dicom(temporary / f"{k:04d}.dcm", images, k, z_mm)
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _save_dicom(path: Path, images: Images, k: int, slice_mm: float) -> None:
+def _save_dicom(path: Path, images: Images, k: int, z_mm: np.ndarray) -> None:
     """Slice k as a CT image (DICOM PS3.3, A.3)."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -256,7 +289,7 @@ def _save_dicom(path: Path, images: Images, k: int, slice_mm: float) -> None:
     assert images.pixel_mm is not None
     hu, pixel = images.hu[k], images.pixel_mm
     rows, columns = hu.shape
-    pixels = hashlib.sha256(np.ascontiguousarray(images.hu).tobytes()).hexdigest() + f" {rows} {pixel} {slice_mm}"
+    pixels = hashlib.sha256(np.ascontiguousarray(images.hu).tobytes()).hexdigest() + f" {rows} {pixel} {z_mm.tolist()}"
 
     def uid(of: str) -> UID:
         return generate_uid(entropy_srcs=[pixels, images.about, of])
@@ -272,8 +305,8 @@ def _save_dicom(path: Path, images: Images, k: int, slice_mm: float) -> None:
         "AccessionNumber": "", "ReferringPhysicianName": "", "PositionReferenceIndicator": "", "KVP": None, "AcquisitionNumber": None,
         "Modality": "CT", "ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "Manufacturer": "scoreinv", "SoftwareVersions": package_version(),
         "SeriesNumber": 1, "InstanceNumber": k + 1, "SeriesDescription": images.about[:64], "DerivationDescription": images.about[:1024],
-        "ImagePositionPatient": [_ds(-pixel * (columns - 1) / 2), _ds(-pixel * (rows - 1) / 2), _ds(k * slice_mm)],
-        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [_ds(pixel), _ds(pixel)], "SliceThickness": _ds(slice_mm),
+        "ImagePositionPatient": [_ds(-pixel * (columns - 1) / 2), _ds(-pixel * (rows - 1) / 2), _ds(float(z_mm[k]))],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [_ds(pixel), _ds(pixel)], "SliceThickness": _ds(_distance(images, z_mm)),
         "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": rows, "Columns": columns,
         "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
         "RescaleIntercept": 0, "RescaleSlope": _ds(slope), "RescaleType": "HU", "WindowCenter": 0, "WindowWidth": 2000,

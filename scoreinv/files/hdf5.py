@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,26 @@ def number(file: h5py.File, name: str) -> float | None:
         shown = repr(value) if isinstance(value, str) else result
         raise ValueError(f"{file.filename}: the attribute {name} should be a positive number, it is {shown}")
     return result
+
+
+def heights(attributes: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[float, ...] | None:
+    """The attribute `z_mm` of a file or a Zarr group, None where there is none.
+
+    Raises:
+        ValueError: it does not hold finite numbers.
+    """
+    value = attributes.get("z_mm")
+    if value is None:
+        return None
+    try:
+        found = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.array(np.nan)
+    if found.ndim != 1 or not np.isfinite(found).all():
+        raise ValueError(
+            f"{path}: the attribute z_mm should be the heights of the slices, finite numbers, it is {value!r}"
+        )
+    return tuple(found.tolist())
 
 
 def json_object(file: h5py.File, name: str) -> dict[str, Any] | None:

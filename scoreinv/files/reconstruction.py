@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class Reconstruction:
         half_width: (*slices, H, W) [1/mm]: mean ± half_width is an interval that was calibrated (settings["calibration"] says
             how, and its level). None where no calibration holds.
         versions: of the software that made it.
+        z_mm: see `Scan`.
     """
 
     samples: Tensor
@@ -55,12 +57,17 @@ class Reconstruction:
     measured: Tensor | None = None
     half_width: Tensor | None = None
     versions: dict[str, str] = field(default_factory=versions)
+    z_mm: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.samples.shape[1:])
         if self.samples.ndim < 3 or len(self.samples) == 0:
             raise ValueError(
                 f"Reconstruction: samples should be (M, *slices, H, W) with M >= 1, got {tuple(self.samples.shape)}"
+            )
+        if self.z_mm is not None and len(self.z_mm) != math.prod(shape[:-2]):
+            raise ValueError(
+                f"Reconstruction: z_mm has {len(self.z_mm)} heights, there are {math.prod(shape[:-2])} slices"
             )
         for name in ("truth", "fbp", "measured", "half_width"):
             image = getattr(self, name)
@@ -100,6 +107,7 @@ def write_reconstruction(path: str | os.PathLike[str], r: Reconstruction) -> Non
         "seed": r.seed,
         "pixel_mm": r.pixel_mm,
         "mu_water_per_mm": r.mu_water_per_mm,
+        "z_mm": r.z_mm,
     }
     images = {
         "samples": r.samples, "mean": r.mean, "std": r.std, "mean_hu": r.mean_hu, "truth": r.truth, "fbp": r.fbp,
@@ -136,6 +144,7 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
             pixel_mm=hdf5.number(file, "pixel_mm"),
             mu_water_per_mm=hdf5.number(file, "mu_water_per_mm"),
             versions=hdf5.json_object(file, "versions") or {},
+            z_mm=hdf5.heights(file.attrs, path),
             **stored,
         )
 

@@ -6,6 +6,7 @@ An operator is stored as its registered name and its constructor arguments. Noth
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class Scan:
         info: provenance, such as `seed` and `created_by`; JSON values.
         photons: photons a measurement without an object, where known; `problem.counts` has those that arrived.
         noise_known: False where the noise has yet to be estimated from the data; `problem.noise_std` is then 0.
+        z_mm: height of each slice in the scanner's own coordinate [mm], where known.
     """
 
     problem: Problem
@@ -43,8 +45,12 @@ class Scan:
     info: dict[str, Any] = field(default_factory=dict)
     photons: float | None = None
     noise_known: bool = True
+    z_mm: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        n = math.prod(self.problem.batch_shape)
+        if self.z_mm is not None and len(self.z_mm) != n:
+            raise ValueError(f"Scan: z_mm has {len(self.z_mm)} heights, the problem has {n} slices")
         if not self.mu_water_per_mm > 0:
             raise ValueError(f"Scan: mu_water_per_mm must be positive, got {self.mu_water_per_mm}")
         if self.photons is not None and not self.photons > 0:
@@ -77,6 +83,8 @@ def write_scan(path: str | os.PathLike[str], scan: Scan) -> None:
         photons = scan.photons if problem.counts is None else problem.counts.photons
         if photons is not None:
             file.attrs["photons"] = photons
+        if scan.z_mm is not None:
+            file.attrs["z_mm"] = np.array(scan.z_mm, dtype=np.float64)
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
         if problem.counts is None:
@@ -124,6 +132,7 @@ def scan_in(file: h5py.File) -> Scan:
         hdf5.json_object(file, "info") or {},
         photons,
         noise_known,
+        _heights(file, y, operator),
     )
 
 
@@ -230,6 +239,13 @@ def _check_truth(path: str, truth: np.ndarray, y: np.ndarray, operator: LinearOp
     expected = y.shape[: y.ndim - len(operator.out_shape)] + operator.in_shape
     if truth.shape != expected:
         raise ValueError(f"{path}: truth has the shape {truth.shape}, the operator and y ask for {expected}")
+
+
+def _heights(file: h5py.File, y: np.ndarray, operator: LinearOperator) -> tuple[float, ...] | None:
+    found, n = hdf5.heights(file.attrs, file.filename), math.prod(y.shape[: y.ndim - len(operator.out_shape)])
+    if found is not None and len(found) != n:
+        raise ValueError(f"{file.filename}: the attribute z_mm has {len(found)} heights, y has {n} slices")
+    return found
 
 
 def _check_broadcast(path: str, std: np.ndarray, y: np.ndarray) -> None:

@@ -39,6 +39,11 @@ class Slices(Protocol):
         """Where they are."""
         ...
 
+    @property
+    def z_mm(self) -> tuple[float, ...] | None:
+        """Height of each slice in the scanner's own coordinate [mm], where known."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, k: int) -> Scan:
@@ -87,6 +92,15 @@ class ScanSlices:
 
     path: Path
 
+    @property
+    def z_mm(self) -> tuple[float, ...] | None:
+        """See `Slices`."""
+        with _group(self.path) as group:
+            found, n = hdf5.heights(group.attrs, self.path), _data(group, self.path).shape[0]
+        if found is not None and len(found) != n:
+            raise ValueError(f"{self.path}: the attribute z_mm has {len(found)} heights, there are {n} slices")
+        return found
+
     def __len__(self) -> int:
         with _group(self.path) as group, _in_memory(str(self.path)) as part:
             _copy_head(group, part)
@@ -104,7 +118,13 @@ class ScanSlices:
         """See `Slices`."""
         with _group(self.path) as group, _in_memory(f"{self.path}, slice {k}") as part:
             _copy_head(group, part)
-            data, noise = _data(group, self.path), _array(group, "noise_std")
+            data, noise, z_mm = (
+                _data(group, self.path),
+                _array(group, "noise_std"),
+                hdf5.heights(group.attrs, self.path),
+            )
+            if z_mm is not None:
+                part.attrs["z_mm"] = z_mm[k : k + 1]
             part[data.name.strip("/")] = np.asarray(data[k])
             if noise is not None:
                 part["noise_std"] = self._of_slice(noise, data, k)
@@ -139,6 +159,11 @@ class DXchangeSlices:
     binning: int | None = None
     every: int | None = None
 
+    @property
+    def z_mm(self) -> None:
+        """Not known."""
+        return None
+
     def __len__(self) -> int:
         return n_rows(self.path)
 
@@ -158,7 +183,7 @@ def _with_axis(rows: DXchangeSlices) -> DXchangeSlices:
 
 
 def stacked(scans: Sequence[Scan]) -> Scan:
-    """One scan of several slices of a volume, a single one unchanged; without truth and provenance.
+    """One scan of several slices of a volume, a single one unchanged; without truth, heights and provenance.
 
     Raises:
         ValueError: they are of several kinds, see `kind`.

@@ -115,7 +115,7 @@ def create_volume(
     *,
     request: Mapping[str, Any],
     settings: Mapping[str, Any],
-    attributes: Mapping[str, float | None],
+    attributes: Mapping[str, float | Sequence[float] | None],
 ) -> None:
     """An empty volume, there or not.
 
@@ -124,7 +124,7 @@ def create_volume(
         shape: (slices, *shape of an image).
         names: of the images.
         request, settings: see `VolumeFile`.
-        attributes: `pixel_mm` and `mu_water_per_mm`, where known.
+        attributes: `pixel_mm`, `mu_water_per_mm` and `z_mm`, where known.
 
     Raises:
         OSError: it cannot be written.
