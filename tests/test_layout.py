@@ -42,7 +42,7 @@ FLOORS = [
         "verification",
     ),
     ("report", "calibrate", "tune", "study", "volume", "baselines.run", "priors.latent_run"),
-    ("demo",),
+    ("demo", "info"),
     ("cli",),
     ("__main__", "__init__"),
 ]

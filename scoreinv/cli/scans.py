@@ -235,7 +235,8 @@ def add_info(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "info",
         help="say what a file holds",
-        description="Says what a scan, a reconstruction, a prior, a learned baseline's weights or an image holds.",
+        description="Says what a scan, a reconstruction, a volume, weights, an image, a folder of clinical projections, a sweep's folder, "
+        "calibrations or tuned constants hold.",
     )
     p.add_argument("file", type=Path, nargs="?", help="the file (default: the shipped prior)")
     p.set_defaults(run=_info)
@@ -243,7 +244,7 @@ def add_info(commands: Any) -> argparse.ArgumentParser:
 
 
 def _info(a: argparse.Namespace) -> None:
-    from scoreinv.report import describe_file
+    from scoreinv.info import describe_file
 
     print(describe_file(a.file))
 

@@ -1,9 +1,10 @@
-"""`scoreinv info` on the weights of a learned baseline: what it says, and what it says of files that are not whole."""
+"""`scoreinv info` on the weights of a learned baseline, on JSON and on sweeps: what it says, and what it says of files that are not whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from scoreinv.baselines.learned import geometry, network_class, save_network
+from scoreinv.calibration import read_calibrations
 from scoreinv.cli import main
 from scoreinv.operators.ct import ParallelBeamCT, equispaced_angles
 
@@ -45,6 +47,53 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1 and "Traceback" not in printed.err
     return printed.err
+
+
+def test_calibrations_that_ship(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(str(files("scoreinv").joinpath("calibrations.json")))
+    text = told(path, capsys)
+    assert len(text.splitlines()) == 1 + len(read_calibrations())
+    first = read_calibrations()[0]
+    assert f"proximal, 4 draws, ParallelBeamCT, 23 views, noise {first.conditions.relative_noise:g}" in text
+    assert f"90% intervals, {first.factor:.3g} standard deviations either way; 14 patients" in text
+
+
+def test_tuned_constants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "relative_noise": 0.005,
+        "tau": 0.1,
+        "tuned": ["eta"],
+        "settings": {},
+        "eta": 0.7,
+        "provenance": {"operator": "fan_beam_ct"},
+    }
+    (tmp_path / "tuned.json").write_text(json.dumps({"methods": {"dds": [row]}}))
+    assert "tuned constants\ndds, noise 0.005 of the mean, fan_beam_ct: eta 0.7" in told(
+        tmp_path / "tuned.json", capsys
+    )
+
+
+def test_a_card_stands_for_its_weights(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(weights.with_suffix(".json"), capsys) == told(weights, capsys)
+
+
+def test_other_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("{}", "[1]", "{", '{"methods": 1}', "[]"):
+        (tmp_path / "x.json").write_text(text)
+        assert "holds neither calibrations nor tuned constants" in refused(tmp_path / "x.json", capsys)
+
+
+def test_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "small.toml"
+    sweep.write_text(
+        '[truth]\nphantom = "ellipses"\nsize = 16\n[operator]\nname = "parallel_beam_ct"\nn_views = 8\n[noise]\nrelative = 0.01\n'
+        '[[method]]\nsweep.name = ["fbp", "repaint"]\n'
+    )
+    assert main(["bench", str(sweep), "--out", str(tmp_path / "store"), "--quiet"]) == 0
+    capsys.readouterr()
+    text = told(tmp_path / "store", capsys)
+    assert "sweep, 2 rows, 1 of them failed: 2 methods, 1 problems, 1 images" in text and "failed: repaint" in text
+    assert f"scoreinv report {tmp_path / 'store'} shows them" in text
 
 
 def test_says_what_it_is_and_how_it_was_made(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
