@@ -69,6 +69,11 @@ class Masking(LinearOperator):
     def out_shape(self) -> tuple[int, ...]:
         return self.in_shape
 
+    @property
+    def seen(self) -> Tensor:
+        """The mask: what is not measured reads zero, or whatever stands there."""
+        return self.mask
+
     def _forward(self, x: Tensor) -> Tensor:
         return torch.where(self.mask.to(x.device), x, torch.zeros((), dtype=x.dtype, device=x.device))
 

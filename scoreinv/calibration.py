@@ -185,10 +185,15 @@ def calibrated(cases: Sequence[Case], conditions: Conditions, level: float) -> C
     """The calibration that these patients give, with the coverage that it has on each when it is left out.
 
     Raises:
-        ValueError: too few patients for the level, one of them left out.
+        ValueError: too few patients for the level, one of them left out; or an image without tissue.
     """
     check_enough(len(cases), level)
     scores = [case.scores() for case in cases]
+    if empty := [k for k, own in enumerate(scores) if not len(own)]:
+        raise ValueError(
+            f"calibrated: {len(empty)} of {len(cases)} images have no tissue (nothing above {TISSUE_HU:g} HU), the first is number {empty[0]} from 0: "
+            "leave them out"
+        )
     z = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)))
     before = [_share((c.mean - c.truth).abs() <= z * c.std, c.mean > TISSUE_HU) for c in cases]
     after = []

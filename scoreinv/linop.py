@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class LinearOperator(abc.ABC):
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {got}")
         n = len(self.in_shape)
-        if tuple(x.shape[x.ndim - n :]) != self.in_shape or x.ndim < n:
+        if tuple(x.shape[x.ndim - n :]) != tuple(self.in_shape) or x.ndim < n:
             raise ValueError(
                 f"{name}: expected a shape (*batch, {', '.join(map(str, self.in_shape))}), got {tuple(x.shape)}"
             )
@@ -69,8 +70,27 @@ class LinearOperator(abc.ABC):
             return NotImplemented
         return Composition(self, other)
 
+    @property
+    def seen(self) -> Tensor | None:
+        """Which data say something, bool (*out_shape): the others are no measurements, whatever they hold, and do not count in χ². None where all
+        do."""
+        return None
+
+    @property
+    def n_data(self) -> int:
+        """Number of data that say something."""
+        return math.prod(self.out_shape) if self.seen is None else int(self.seen.sum())
+
     def norm_squared(self) -> float:
-        """‖A‖², the largest eigenvalue of Aᵀ A, by power iteration in float32 on the CPU; remembered."""
+        """‖A‖², the largest eigenvalue of Aᵀ A, by power iteration in float32 on the CPU; remembered.
+
+        Raises:
+            TypeError: the operator cannot be hashed.
+        """
+        if not isinstance(self, Hashable):
+            raise TypeError(
+                f"{type(self).__name__}: an operator must be hashable, so that its norm is found once: make it a frozen dataclass"
+            )
         return _norm_squared(self)
 
 
@@ -162,6 +182,11 @@ class Composition(LinearOperator):
     def covered(self) -> Callable[[], float] | None:
         """What tells the share of a turn within which the views lie, where the inner operator has it."""
         return getattr(self.inner, "covered", None)
+
+    @property
+    def seen(self) -> Tensor | None:
+        """As the outer operator has it."""
+        return self.outer.seen
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.outer._forward(self.inner._forward(x))

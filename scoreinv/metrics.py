@@ -138,7 +138,7 @@ def rmse_hu(hu: Tensor, ref_hu: Tensor) -> Tensor:
 
 
 def chi_squared(problem: Problem, x: Tensor) -> Tensor:
-    """Misfit to the data, ‖(A x − y) / σ‖² / m with m the number of data; about 1 when x explains them down to the
+    """Misfit to the data, ‖(A x − y) / σ‖² / m with m the number of data (those that `A.seen`); about 1 when x explains them down to the
     noise.
 
     Noise-free members (σ = 0) have no χ²: for them it is the relative residual ‖A x − y‖ / ‖y‖ that is returned.
@@ -155,11 +155,13 @@ def chi_squared(problem: Problem, x: Tensor) -> Tensor:
     """
     y, dims = problem.y.double(), tuple(range(-len(problem.A.out_shape), 0))
     residual = problem.A(x).double() - y
+    if (seen := problem.A.seen) is not None:
+        residual, y = residual * seen.to(y.device), y * seen.to(y.device)
     std = torch.as_tensor(problem.noise_std, device=y.device, dtype=y.dtype).expand(y.shape)
     exact = (std == 0).all(dims[0]) if len(dims) == 1 else (std == 0).flatten(dims[0]).all(-1)
     if ((std == 0).flatten(dims[0]).any(-1) & ~exact).any():
         raise ValueError("chi_squared: noise_std is zero for some data of a member and positive for others")
-    misfit = (residual / torch.where(std == 0, 1.0, std)).square().mean(dims)
+    misfit = (residual / torch.where(std == 0, 1.0, std)).square().sum(dims) / max(problem.A.n_data, 1)
     relative = residual.square().sum(dims).sqrt() / y.square().sum(dims).sqrt()
     return torch.where(exact, relative, misfit)
 

@@ -12,6 +12,8 @@ and h that of g, all of them relative to τ:
 σ_y = 1 / √N is its parabola at u = y. It is the same for many photons; for few, data that more photons reach by chance count for
 more, so that u comes out too small, by 1 / 2N̂ to first order, and N = 0 has to be made up.
 
+Data that the operator does not see (`A.seen`) count for nothing: m, g and h are 0 for them.
+
 No object has u < 0, but iterates do: there e^−u goes on as the parabola 1 − u + u² / 2, so that h <= τ² P everywhere and steps of a
 fixed length are safe.
 
@@ -72,11 +74,13 @@ def misfit(problem: Problem) -> Misfit:
     Raises:
         ValueError: some data of a member are noise-free and others are not.
     """
+    seen = problem.y.new_ones(()) if problem.A.seen is None else problem.A.seen.to(problem.y)
     if problem.counts is not None:
         arrived = problem.counts.arrived.to(problem.y)
-        return _Poisson(arrived, problem.counts.photons, arrived.flatten(1).amax(1).clamp(min=0.5).rsqrt())
+        tau = (arrived * seen).flatten(1).amax(1).clamp(min=0.5).rsqrt()
+        return _Poisson(arrived, problem.counts.photons, tau, seen)
     weights, tau = noise_weights(problem)
-    return _Gaussian(problem.y, problem.y.new_ones(()) if weights is None else weights, tau)
+    return _Gaussian(problem.y, seen if weights is None else seen * weights, tau)
 
 
 def log_likelihood(problem: Problem, x: Tensor) -> Tensor:
@@ -140,6 +144,7 @@ class _Poisson:
     arrived: Tensor
     photons: float
     tau: Tensor
+    seen: Tensor
 
     @property
     def steepest(self) -> Tensor:
@@ -150,14 +155,15 @@ class _Poisson:
         least = torch.where(arrived < self.photons, arrived / self.photons, 1).clamp(min=1e-300)
         best = torch.where(arrived < self.photons, -least.log(), 1 - arrived / self.photons)
         gap = self.photons * (_transmission(u) - _transmission(best)) + arrived * (u - best)
+        gap = gap * self.seen
         return (2 * self.tau**2 * gap.flatten(1).sum(1).clamp(min=0)).to(self.tau)
 
     def slope(self, u: Tensor) -> Tensor:
         expected = self.photons * torch.where(u > 0, torch.exp(-u.clamp(min=0)), 1 - u)
-        return like(self.tau**2, u) * (self.arrived - expected)
+        return like(self.tau**2, u) * self.seen * (self.arrived - expected)
 
     def curvature(self, u: Tensor) -> Tensor:
-        return like(self.tau**2, u) * self.photons * torch.exp(-u.clamp(min=0))
+        return like(self.tau**2, u) * self.seen * self.photons * torch.exp(-u.clamp(min=0))
 
 
 def _transmission(u: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -74,6 +75,8 @@ class Problem:
                 raise ValueError(
                     f"Problem: {name} must be a torch tensor, got {kind}; torch.as_tensor(...) makes one of arrays and lists"
                 )
+        if self.y is None:
+            raise ValueError("Problem: y, the data, must be a torch tensor, got None")
         if not self.y.is_floating_point():
             raise ValueError(
                 f"Problem: y must be real floating-point data, got {self.y.dtype}; "
@@ -82,7 +85,11 @@ class Problem:
         if self.y.numel() == 0:
             raise ValueError(f"Problem: y has no data, its shape is {tuple(self.y.shape)}")
         n = len(self.A.out_shape)
-        if tuple(self.y.shape[self.y.ndim - n :]) != self.A.out_shape:
+        if n == 0 or len(self.A.in_shape) == 0:
+            raise ValueError(
+                f"Problem: {type(self.A).__name__} maps {self.A.in_shape} to {self.A.out_shape}; both need a dimension at least, (1,) for one number"
+            )
+        if tuple(self.y.shape[self.y.ndim - n :]) != tuple(self.A.out_shape):
             expected = ", ".join(map(str, self.A.out_shape))
             raise ValueError(
                 f"Problem: {type(self.A).__name__} gives data (*batch, {expected}), y has shape {tuple(self.y.shape)}"
@@ -92,12 +99,20 @@ class Problem:
                 f"Problem: {int((~finite).sum())} of {self.y.numel()} data are NaN or infinite, the first at "
                 f"{tuple((~finite).nonzero()[0].tolist())}; mend them, or give them a large noise_std and any value"
             )
+        if not isinstance(self.noise_std, Tensor | numbers.Real):
+            raise ValueError(
+                f"Problem: noise_std must be a number or a torch tensor, got {type(self.noise_std).__name__}; torch.as_tensor(...) makes one of "
+                "arrays and lists"
+            )
         std = torch.as_tensor(self.noise_std)
         if std.is_complex() or not torch.isfinite(std).all() or (std < 0).any():
             raise ValueError("Problem: noise_std must be real, finite and not negative")
         sides = zip(reversed(std.shape), reversed(self.y.shape), strict=False)
         if std.ndim > self.y.ndim or any(k not in (1, m) for k, m in sides):
             raise ValueError(f"Problem: noise_std {tuple(std.shape)} does not broadcast to y {tuple(self.y.shape)}")
+        images = (*self.batch_shape, *self.A.in_shape)
+        if self.truth is not None and tuple(self.truth.shape) != images:
+            raise ValueError(f"Problem: truth should have the shape {images}, it has {tuple(self.truth.shape)}")
         if self.counts is not None and self.counts.arrived.shape != self.y.shape:
             got = tuple(self.counts.arrived.shape)
             raise ValueError(f"Problem: counts {got} and y {tuple(self.y.shape)} must have one shape")
@@ -134,7 +149,7 @@ class Problem:
             return t.repeat(n, *(1,) * (t.ndim - 1))
 
         std = self.noise_std
-        std = repeat(std) if isinstance(std, Tensor) and std.ndim > 0 else std
+        std = repeat(std.expand(self.y.shape)) if isinstance(std, Tensor) and std.ndim > 0 else std
         counts = self.counts and self.counts.mapped(repeat)
         return Problem(self.A, repeat(self.y), std, None, counts)
 
@@ -168,7 +183,7 @@ def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: fl
         raise ValueError(f"simulate: relative_noise must be finite and not negative, got {relative_noise}")
     y = A(x)
     if relative_noise == 0:
-        return Problem(A, y, 0.0, x)
+        return Problem(A, y.clone(), 0.0, x)  # an operator may return its input
     dims = tuple(range(-len(A.out_shape), 0))
     std = relative_noise * y.abs().mean(dim=dims, keepdim=True)
     noise = torch.randn(y.shape, generator=rng, dtype=torch.float32).to(y)

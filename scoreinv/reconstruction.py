@@ -219,6 +219,7 @@ def reconstruct(
         "noise_raised": found.raised,
         "operator": type(problem.A).__name__,
         "data_shape": list(problem.A.out_shape),
+        "n_data": problem.A.n_data,
         "seconds": found.seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
         "network_gradients_per_image": sum(c.n_gradients for c in counted) / n_images,
@@ -248,6 +249,11 @@ def _check_arguments(scan: object, seed: object) -> None:
         raise ValueError(
             f"reconstruct: expected a Scan or a Problem, got {type(scan).__name__}; `read_scan` reads files, `Problem(A, y, noise_std)` "
             "makes one of an operator and data"
+        )
+    if len(scan.problem.A.in_shape) < 2:
+        raise ValueError(
+            f"reconstruct: expected images (..., H, W), {type(scan.problem.A).__name__} has {scan.problem.A.in_shape}; methods called as "
+            "method(problem, rng) take signals, too"
         )
     if not isinstance(seed, numbers.Integral):
         raise ValueError(f"reconstruct: seed should be int, got {seed!r}")

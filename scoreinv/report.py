@@ -54,10 +54,10 @@ def judgement(r: Reconstruction) -> str:
         )
     if r.chi2_samples is not None and r.settings.get("noise_std") != 0 and len(r.samples) > 1:
         chi2 = float(r.chi2_samples.mean())
-        lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, math.prod(r.settings.get('data_shape', [1])))}")
+        lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, _n_data(r))}")
     elif r.chi2 is not None and r.settings.get("noise_std") != 0 and float(r.chi2.mean()) > HOPELESS:
         chi2 = float(r.chi2.mean())
-        lines.append(f"image: chi^2 {chi2:.3g}, {trust.verdict(chi2, math.prod(r.settings.get('data_shape', [1])))}")
+        lines.append(f"image: chi^2 {chi2:.3g}, {trust.verdict(chi2, _n_data(r))}")
     if r.half_width is not None and r.mu_water_per_mm is not None:
         c = r.settings["calibration"]
         width = 1000 * float(r.half_width.median()) / r.mu_water_per_mm
@@ -78,6 +78,11 @@ def judgement(r: Reconstruction) -> str:
             f"{float(share.flatten().quantile(0.1)):.0%}); the rest comes from the prior"
         )
     return "\n".join(lines)
+
+
+def _n_data(r: Reconstruction) -> int:
+    """Of one image."""
+    return int(r.settings.get("n_data") or math.prod(r.settings.get("data_shape", [1])))
 
 
 def _unfit(settings: Mapping[str, Any]) -> str:

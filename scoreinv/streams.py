@@ -9,7 +9,15 @@ from torch import Generator, Tensor
 
 
 def split(rng: Generator, n: int) -> list[Generator]:
-    """n generators seeded from one; the first k of them are the same for every n >= k."""
+    """n generators seeded from one; the first k of them are the same for every n >= k.
+
+    Raises:
+        TypeError: rng is no generator.
+    """
+    if not isinstance(rng, Generator):
+        raise TypeError(
+            f"expected a torch.Generator as the source of all randomness, got {type(rng).__name__}; torch.Generator().manual_seed(0) makes one"
+        )
     seeds = [int(torch.randint(2**62, (), generator=rng)) for _ in range(n)]
     return [Generator().manual_seed(seed) for seed in seeds]
 

@@ -54,7 +54,7 @@ def worse_fit(chi2_samples: Tensor | None, usual: float, problem: Problem) -> bo
     """Whether draws fit noisy data worse than usual; of noise-free data nothing is said."""
     if chi2_samples is None or not (torch.as_tensor(problem.noise_std) > 0).any():
         return False
-    return float(chi2_samples.mean()) > usual * (1 + slack(math.prod(problem.A.out_shape)))
+    return float(chi2_samples.mean()) > usual * (1 + slack(problem.A.n_data))
 
 
 def slack(n_data: int) -> float:

@@ -74,6 +74,14 @@ def test_too_few_patients() -> None:
         calibrated(patients(9, 0), CONDITIONS, 0.9)  # one is left out in turn
 
 
+def test_an_image_without_tissue_is_refused() -> None:
+    air = torch.full((8, 8), -1000.0)
+    with pytest.raises(
+        ValueError, match=r"1 of 13 images have no tissue \(nothing above -900 HU\), the first is number 12"
+    ):
+        calibrated([*patients(12, 0), Case(air, torch.full((8, 8), 20.0), air)], CONDITIONS, 0.9)
+
+
 def test_half_width_is_the_formula() -> None:
     c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
     std = torch.tensor([[0.0, 0.0193 * 0.012]])

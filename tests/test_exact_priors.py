@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -202,6 +204,22 @@ def test_a_level_for_each_member(name: str) -> None:
     torch.testing.assert_close(together, alone)
 
 
+@pytest.mark.parametrize("noise_std", [0.0, 1e-4])
+def test_the_posterior_of_a_float32_prior_is_as_good(noise_std: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=rng)
+    covariance = root @ root.T / 6 + 0.3 * torch.eye(6)
+    A = Matrix(torch.randn(3, 6, generator=rng))
+    single = GaussianPrior(torch.zeros(6), covariance)
+    double = GaussianPrior(torch.zeros(6, dtype=torch.float64), covariance.double())
+    problem = Problem(A, A(single.draw(1, rng)[0]), noise_std)
+    found, exact = single.posterior(problem), double.posterior(problem)
+    torch.testing.assert_close(found.covariance, exact.covariance, rtol=1e-9, atol=1e-14)
+    assert found.draw(1, rng).dtype == torch.float32
+    if noise_std == 0:
+        assert float((A(found.draw(500, rng)) - problem.y).abs().max()) < 1e-5
+
+
 def test_images_of_two_dimensions_and_dense_matrix() -> None:
     flat = gaussian(6, 4)
     prior = GaussianPrior(flat.mean.reshape(2, 3), flat.covariance)
@@ -217,6 +235,17 @@ def test_images_of_two_dimensions_and_dense_matrix() -> None:
         (lambda: GaussianPrior(torch.zeros(3), torch.eye(2)), r"needs a covariance \(3, 3\)"),
         (lambda: GaussianPrior(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "symmetric"),
         (lambda: GaussianPrior(torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0]))), "semi-definite"),
+        (lambda: GaussianPrior(torch.zeros(2, dtype=torch.int64), torch.eye(2)), "mean must be real floating-point"),
+        (
+            lambda: GaussianPrior(torch.zeros(2), torch.eye(2, dtype=torch.int64)),
+            "covariance must be real floating-point",
+        ),
+        (lambda: GaussianPrior(torch.full((2,), math.nan), torch.eye(2)), "mean holds NaN or infinity"),
+        (lambda: GaussianPrior(torch.zeros(2), math.nan * torch.eye(2)), "covariance holds NaN or infinity"),
+        (
+            lambda: GaussianMixturePrior(torch.tensor([1.0, math.inf]), torch.zeros(2, 1), torch.ones(2, 1, 1)),
+            "weights holds NaN or infinity",
+        ),
         (
             lambda: GaussianMixturePrior(torch.tensor([1.0, -1.0]), torch.zeros(2, 1), torch.ones(2, 1, 1)),
             "one positive weight, and one each of means and covariances",

@@ -109,6 +109,24 @@ def test_norm_squared_is_the_largest_singular_value_squared(A: Dense) -> None:
     assert Dense(torch.zeros(6, 12), (3, 4), (2, 3)).norm_squared() == 0
 
 
+def test_shapes_may_be_lists() -> None:
+    class Listed(Dense):
+        @property
+        def in_shape(self) -> list[int]:  # type: ignore[override]
+            return [3, 4]
+
+    A = Listed(torch.ones(6, 12), (3, 4), (2, 3))
+    assert A(torch.ones(5, 3, 4)).shape == (5, 2, 3)
+
+
+def test_what_cannot_be_hashed_has_no_norm(A: Dense) -> None:
+    class Unhashable(Dense):
+        __hash__ = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="Unhashable: an operator must be hashable"):
+        Unhashable(A.matrix, A.image, A.data).norm_squared()
+
+
 def test_errors_say_what_was_expected_and_what_came(A: Dense) -> None:
     with pytest.raises(ValueError, match=r"Dense: expected a shape \(\*batch, 3, 4\), got \(5, 4, 3\)"):
         A(torch.zeros(5, 4, 3))

@@ -82,6 +82,10 @@ class Broken(LinearOperator):
             return out.float()
         if self.law == "batch" and x.ndim > 1:
             return out * 1.01
+        if self.law == "in place":
+            x[..., 0] = 0
+        if self.law == "follow the dtype":
+            return torch.eye(2, dtype=torch.float64).mv(out[0] if out.ndim > 1 else out)
         return out + 0.01 if self.law == "linearity" else out
 
     def _adjoint(self, y):
@@ -92,11 +96,18 @@ class Broken(LinearOperator):
         return "Broken('another')" if self.law == "eval" else f"Broken({self.law!r})"
 
 
-@pytest.mark.parametrize("law", ["shape", "dtype", "batch", "linearity", "transpose", "eval"])
+@pytest.mark.parametrize(
+    "law", ["shape", "dtype", "batch", "linearity", "transpose", "eval", "in place", "follow the dtype"]
+)
 def test_a_broken_law_is_found_and_named(law) -> None:
     check_operator(Broken("none"))
     with pytest.raises(AssertionError, match=law):
         check_operator(Broken(law))
+
+
+def test_an_operator_of_numbers_is_refused() -> None:
+    with pytest.raises(AssertionError, match="need at least one dimension"):
+        check_operator(Matrix(torch.ones(1, 4), data_shape=()))
 
 
 # CT against exact line integrals

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import Generator, Tensor
 
@@ -34,20 +38,30 @@ def run(walk: Walk, problem: Problem, rng: Generator, *, samples: int, name: str
     return x.reshape(samples, *problem.batch_shape, *problem.A.in_shape)
 
 
-def check_settings(name: str, *, levels: tuple[float, float], of: str = "sigma", **counts: int) -> None:
+def check_settings(method: object, *, levels: tuple[float, float], of: str = "sigma", **counts: int) -> None:
     """Settings that every such method has.
 
     Args:
-        name: of the method.
+        method: a dataclass.
         levels: the last and the first noise level.
         of: their name, before "_min" and "_max".
         counts: numbers of things.
 
     Raises:
-        ValueError: a count is below 1, or not 0 < last <= first.
+        ValueError: a setting is NaN, a count is no whole number of at least 1, or not 0 < last <= first < infinity.
     """
+    name = type(method).__name__
+    check_numbers(method)
     for key, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected {key} of at least 1, got {value}")
-    if not 0 < levels[0] <= levels[1]:
-        raise ValueError(f"{name}: expected 0 < {of}_min <= {of}_max, got {levels[0]} and {levels[1]}")
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: expected {key} of at least 1, a whole number, got {value}")
+    if not 0 < levels[0] <= levels[1] < math.inf:
+        raise ValueError(f"{name}: expected 0 < {of}_min <= {of}_max, finite, got {levels[0]} and {levels[1]}")
+
+
+def check_numbers(method: Any) -> None:
+    """Raises ValueError for a setting that is NaN, which comparisons do not find."""
+    for f in dataclasses.fields(method):
+        value = getattr(method, f.name)
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{type(method).__name__}: {f.name} must be a number, got {value}")

@@ -102,7 +102,7 @@ class DAPS:
 
     def __post_init__(self) -> None:
         counts = {k: getattr(self, k) for k in ("samples", "n_levels", "ode_steps", "iterations")}
-        check_settings("DAPS", levels=(self.sigma_min, self.sigma_max), **counts)
+        check_settings(self, levels=(self.sigma_min, self.sigma_max), **counts)
         if self.prior_std is not None and not self.prior_std > 0:
             raise ValueError(f"DAPS: expected prior_std > 0, got {self.prior_std}")
         if self.draw not in DRAWS:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.posterior.chains import check_settings
+from scoreinv.priors.denoiser import Denoiser, checked, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.levels import karras
@@ -76,13 +77,9 @@ class Guided(abc.ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        check_settings(self, levels=(self.sigma_min, self.sigma_max), samples=self.samples, n_levels=self.n_levels)
         if self.step not in STEPS:
             raise ValueError(f"{name}: no step is named {self.step!r}; known: {', '.join(STEPS)}")
-        if min(self.samples, self.n_levels) < 1 or not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
-                f"{name}: expected samples and n_levels of at least 1 and 0 < sigma_min < sigma_max, "
-                f"got {self.samples}, {self.n_levels}, {self.sigma_min} and {self.sigma_max}"
-            )
         if not 0 <= self.eta <= 1:
             raise ValueError(f"{name}: eta must lie in [0, 1], got {self.eta}")
 
@@ -106,10 +103,18 @@ def with_gradient(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor,
     """D(x, σ), and v -> Jᵀ v with J = ∂D/∂x (one backward pass a call, member by member).
 
     The gradient is taken whether or not the caller records one; results carry none.
+
+    Raises:
+        ValueError: D is not differentiable by torch, or does not return images shaped like x.
     """
     with torch.enable_grad():
         point = x.detach().requires_grad_()
-        clean = denoiser(point, sigma)
+        clean = checked(denoiser(point, sigma), x)
+    if not clean.requires_grad:
+        raise ValueError(
+            f"this method needs the gradient of the prior, and torch cannot follow {type(denoiser).__name__} from x to what it returns (NumPy, "
+            "no_grad or detach in it?); proximal, dds, ddnm, diffpir, daps and pnp_dm do without"
+        )
 
     def transposed(v: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(clean, point, v, retain_graph=True)

@@ -226,7 +226,7 @@ class LatentDAPS:
 
     def __post_init__(self) -> None:
         counts = {k: getattr(self, k) for k in ("samples", "n_levels", "ode_steps", "rounds", "iterations")}
-        check_settings("LatentDAPS", levels=(self.sigma_min, self.sigma_max), **counts)
+        check_settings(self, levels=(self.sigma_min, self.sigma_max), **counts)
         if self.prior_std is not None and not self.prior_std > 0:
             raise ValueError(f"LatentDAPS: expected prior_std > 0, got {self.prior_std}")
         if self.residual is not None and not self.residual >= 0:

@@ -190,7 +190,7 @@ class PaDIS:
 
     def __post_init__(self) -> None:
         counts = {k: getattr(self, k) for k in ("samples", "n_levels", "steps", "patch")}
-        check_settings("PaDIS", levels=(self.sigma_min, self.sigma_max), **counts)
+        check_settings(self, levels=(self.sigma_min, self.sigma_max), **counts)
         if not 0 <= self.guidance * STEP < 4:
             raise ValueError(
                 f"PaDIS: guidance must lie in [0, {4 / STEP:g}), where steps are stable, got {self.guidance}"

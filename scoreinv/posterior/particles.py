@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.posterior.chains import check_numbers
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
@@ -35,8 +36,8 @@ class Weighted:
     Attributes:
         images: (particles, *batch, *image_shape).
         log_weights: (particles, *batch) in float64, not normalised.
-        log_evidence: (*batch), estimate of the logarithm of the density of what the filter takes for its data, without the Σ ln(σ_y √2π) of
-            their normal law.
+        log_evidence: (*batch), estimate of the logarithm of the density of what the filter takes for its data: of TDS ln p(y) + Σ ln(σ_y √2π); of
+            MCG-diff ln p(ȳ), of the coordinates ȳ of its eq. (1).
     """
 
     images: Tensor
@@ -169,6 +170,7 @@ class ParticleFilter(abc.ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        check_numbers(self)
         if not 1 <= self.samples <= self.particles:
             raise ValueError(
                 f"{name}: draws are particles: expected 1 <= samples <= particles, got {self.samples} and "

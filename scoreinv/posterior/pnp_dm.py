@@ -70,7 +70,7 @@ class PnPDM:
 
     def __post_init__(self) -> None:
         counts = {k: getattr(self, k) for k in ("samples", "n_sweeps", "prior_steps", "iterations")}
-        check_settings("PnPDM", levels=(self.rho_min, self.rho_max), of="rho", **counts)
+        check_settings(self, levels=(self.rho_min, self.rho_max), of="rho", **counts)
         if not 0 < self.decay <= 1:
             raise ValueError(f"PnPDM: decay must lie in (0, 1], got {self.decay}")
 

@@ -42,6 +42,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.posterior.chains import check_numbers
 from scoreinv.posterior.gaussian_draws import gaussian_draw
 from scoreinv.priors.denoiser import Denoiser, posed, scale_of
 from scoreinv.problem import Problem
@@ -166,6 +167,7 @@ class Proximal:
     draw_sigma: float = 10.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         steps = 1 if self.iterations is None else self.iterations
         if min(self.samples, self.n_levels, self.draw_levels, steps) < 1:
             raise ValueError("Proximal: samples, n_levels, draw_levels and iterations must be at least 1")

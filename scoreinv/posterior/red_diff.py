@@ -68,8 +68,8 @@ class REDDiff:
 
     def __post_init__(self) -> None:
         counts = {k: getattr(self, k) for k in ("samples", "n_levels", "start_iterations")}
-        check_settings("REDDiff", levels=(self.sigma_min, self.sigma_max), **counts)
-        if self.weight < 0 or not self.learning_rate > 0:
+        check_settings(self, levels=(self.sigma_min, self.sigma_max), **counts)
+        if not self.weight >= 0 or not self.learning_rate > 0:
             raise ValueError(
                 f"REDDiff: expected weight >= 0 and learning_rate > 0, got {self.weight} and {self.learning_rate}"
             )

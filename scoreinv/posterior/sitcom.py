@@ -66,8 +66,8 @@ class SITCOM:
 
     def __post_init__(self) -> None:
         counts = {k: getattr(self, k) for k in ("samples", "n_levels", "iterations")}
-        check_settings("SITCOM", levels=(self.sigma_min, self.sigma_max), **counts)
-        if self.weight < 0 or not self.learning_rate > 0 or self.discrepancy < 0:
+        check_settings(self, levels=(self.sigma_min, self.sigma_max), **counts)
+        if not (self.weight >= 0 and self.learning_rate > 0 and self.discrepancy >= 0):
             raise ValueError(
                 "SITCOM: expected weight >= 0, learning_rate > 0 and discrepancy >= 0, "
                 f"got {self.weight}, {self.learning_rate} and {self.discrepancy}"
@@ -90,7 +90,7 @@ class SITCOM:
         """D(v, σ) with the v that (1) and (2) end at; a member that is done stays where it is while others go on."""
         A, fit, scale = problem.A, misfit(problem), scale_of(self.prior)
         norm_squared = A.norm_squared() or 1.0
-        goal = (self.discrepancy * fit.tau) ** 2 * problem.y[0].numel()
+        goal = (self.discrepancy * fit.tau) ** 2 * A.n_data
         widening = 1 + (sigma / scale) ** 2
         v, done = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         adam = torch.optim.Adam([v], lr=float(self.learning_rate * scale * widening.sqrt()), eps=1e-8 * scale)

@@ -25,6 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv import plugins
+from scoreinv.posterior.chains import check_numbers
 from scoreinv.posterior.pseudopolar import pseudo_polar
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
@@ -63,6 +64,7 @@ class _Song(abc.ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        check_numbers(self)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"{name}: expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
         if not 0 <= self.lam <= 1:

@@ -51,7 +51,7 @@ class Stepwise(abc.ABC):
 
     def __post_init__(self) -> None:
         levels = (self.sigma_min, self.sigma_max)
-        check_settings(type(self).__name__, levels=levels, samples=self.samples, n_levels=self.n_levels)
+        check_settings(self, levels=levels, samples=self.samples, n_levels=self.n_levels)
 
     @abc.abstractmethod
     def step(self, problem: Problem) -> Step:

@@ -20,6 +20,20 @@ class Denoiser(Protocol):
         ...
 
 
+def checked(images: Tensor, x: Tensor) -> Tensor:
+    """What a denoiser, or a step with it, made of x.
+
+    Raises:
+        ValueError: it is not shaped like x. With one member in the batch torch would make something of it without a word.
+    """
+    if not isinstance(images, Tensor) or images.shape != x.shape:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(
+            f"a prior must return images shaped like what it is given, {tuple(x.shape)}; this one made {got} of it"
+        )
+    return images
+
+
 @dataclass(frozen=True, eq=False)
 class Rescaled:
     """A denoiser of u, used on x = shift + scale u: noise levels are given in the unit of x.

@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv.linop import LinearOperator
-from scoreinv.priors.mixture import Mixture, check_weights
+from scoreinv.priors.mixture import Mixture, check_numbers, check_weights
 from scoreinv.problem import Problem
 
 
@@ -56,6 +56,7 @@ class GaussianPrior:
         if tuple(self.covariance.shape) != (d, d):
             got = tuple(self.covariance.shape)
             raise ValueError(f"GaussianPrior: a mean of {d} pixels needs a covariance ({d}, {d}), got {got}")
+        check_numbers("GaussianPrior", mean=self.mean, covariance=self.covariance)
         if (self.covariance - self.covariance.T).abs().max() > 1e-4 * self.covariance.abs().max():
             raise ValueError("GaussianPrior: the covariance must be symmetric")
         lowest, highest = self._eigen[2]
@@ -91,7 +92,7 @@ class GaussianPrior:
         return -0.5 * (z**2 / total + total.log() + math.log(2 * math.pi)).sum(1)
 
     def posterior(self, problem: Problem) -> GaussianPrior:
-        """The law of x₀ given y, again Gaussian; noise-free data are conditioned on exactly.
+        """The law of x₀ given y, again Gaussian, its covariance in float64 whatever the prior's; noise-free data are conditioned on exactly.
 
         Raises:
             ValueError: the problem has batch dimensions, or its images are not those of the prior.
@@ -122,7 +123,7 @@ class GaussianPrior:
         mean = self.mean.double().flatten() + gain @ (y.double().flatten() - predicted)
         eigenvalues, vectors = torch.linalg.eigh(_symmetric(prior_cov - gain @ cross.T))
         cov = (vectors * eigenvalues.clamp(min=0)) @ vectors.T  # rounding may leave small negative ones
-        posterior = GaussianPrior(mean.reshape(self.mean.shape).to(self.mean), cov.to(self.covariance))
+        posterior = GaussianPrior(mean.reshape(self.mean.shape).to(self.mean), cov)
         return posterior, GaussianPrior(predicted.reshape(A.out_shape), data_cov)
 
     @functools.cached_property

@@ -23,6 +23,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv.priors.exact import GaussianPrior, check_problem
+from scoreinv.priors.mixture import check_numbers
 from scoreinv.problem import Problem
 from scoreinv.solvers import cg, inner
 
@@ -66,7 +67,9 @@ class StationaryPrior:
             raise ValueError(f"StationaryPrior: spectrum and mean must have one shape, got {shapes}")
         dims = tuple(range(self.spectrum.ndim))
         mirrored = self.spectrum.flip(dims).roll([1] * len(dims), dims)
-        if not torch.allclose(mirrored, self.spectrum, rtol=1e-5) or not (self.spectrum >= 0).all():
+        check_numbers("StationaryPrior", mean=self.mean, spectrum=self.spectrum)
+        uneven = (mirrored - self.spectrum).abs().max() > 1e-5 * self.spectrum.abs().max()
+        if uneven or not (self.spectrum >= 0).all():
             raise ValueError("StationaryPrior: the spectrum must not be negative, and be the same at k and -k")
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:

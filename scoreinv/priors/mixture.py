@@ -135,7 +135,8 @@ class Mixture(abc.ABC):
 
 
 def check_weights(name: str, weights: Tensor, **parts: Tensor) -> None:
-    """Raise ValueError unless there is one positive weight and one of each part for every component."""
+    """Raise ValueError unless there is one positive weight and one of each part for every component, all of them finite numbers."""
+    check_numbers(name, weights=weights, **parts)
     k = len(weights)
     if k == 0 or not (weights > 0).all() or any(len(p) != k for p in parts.values()):
         got = " and ".join(f"{len(p)} {what}" for what, p in parts.items())
@@ -143,6 +144,15 @@ def check_weights(name: str, weights: Tensor, **parts: Tensor) -> None:
             f"{name}: expected one positive weight, and one each of {' and '.join(parts)}, a component; "
             f"got weights {weights.tolist()}, {got}"
         )
+
+
+def check_numbers(name: str, **parts: Tensor) -> None:
+    """Raise ValueError unless all parts are real floating-point tensors without NaN and infinities."""
+    for what, part in parts.items():
+        if not part.is_floating_point():
+            raise ValueError(f"{name}: {what} must be real floating-point numbers, got {part.dtype}")
+        if not torch.isfinite(part).all():
+            raise ValueError(f"{name}: {what} holds NaN or infinity")
 
 
 @torch.no_grad()

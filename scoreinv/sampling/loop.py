@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.priors.denoiser import Denoiser
+from scoreinv.priors.denoiser import Denoiser, checked
 from scoreinv.sampling.steps import Constraint, Step, constrained
 from scoreinv.streams import split
 
@@ -52,7 +52,7 @@ def sample(
 @torch.no_grad()  # a `with torch.no_grad()` inside a generator would leak to the caller between two iterates
 def _walk(denoise: Denoiser, x: Tensor, sigmas: Tensor, step: Step, rngs: Sequence[Generator]) -> Iterator[Tensor]:
     for sigma, sigma_next in itertools.pairwise(sigmas):
-        x = step(denoise, x, sigma, sigma_next, rngs)
+        x = checked(step(denoise, x, sigma, sigma_next, rngs), x)
         yield x
 
 
