@@ -60,7 +60,11 @@ def check(
         if isinstance(value, numbers.Real) and math.isnan(value):
             raise ArgumentError(f"{what}: {key} should be a number, got {value}", key)
         if not fits(value, hints.get(key, Any)):
-            raise ArgumentError(f"{what}: {key} should be {_words(hints[key])}, got {value!r}", key)
+            choices = [v for v in _choices(hints[key]) if isinstance(value, str) and isinstance(v, str)]
+            hint = did_you_mean(value, choices) if choices else ""
+            raise ArgumentError(
+                f"{what}: {key} should be {_words(hints[key])}, got {value!r}.{hint}".removesuffix("."), key
+            )
     missing = [k for k, p in known.items() if p.default is p.empty and k not in given]
     if missing:
         raise ArgumentError(f"{what} needs {', '.join(missing)}{mend.format(missing[0])}")
@@ -135,7 +139,20 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(h) for h in typing.get_args(hint))
     if hint in (None, type(None)):
         return "None"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The values that an annotation names."""
+    if typing.get_origin(hint) is Literal:
+        return list(typing.get_args(hint))
+    return (
+        [v for part in typing.get_args(hint) for v in _choices(part)]
+        if typing.get_origin(hint) in (Union, types.UnionType)
+        else []
+    )
 
 
 def _hints(build: Callable[..., Any]) -> dict[str, Any]:

@@ -340,7 +340,7 @@ def test_settings_are_finite() -> None:
         (("iterations = 5", "iterations = 'many'"), 21, "iterations should be int"),
         (("iterations = 5", "iteration = 5"), 21, "Did you mean 'iterations'?"),
         (("iterations = 5", "iterations = 0"), 20, "at least 1"),
-        (("ellipses", "elipses"), 5, "phantom should be Literal['ellipses', 'shepp_logan']"),
+        (("ellipses", "elipses"), 5, "phantom should be 'ellipses' or 'shepp_logan', got 'elipses'. Did you mean 'ellipses'?"),
         (("size = 32", "sise = 32"), 6, "Did you mean 'size'?"),
         (('phantom = "ellipses"', ""), 4, "truth needs file = ... or phantom"),
         (("seeds = [0, 1]", "seeds = [0, '1']"), 2, "seeds should be a list of int"),

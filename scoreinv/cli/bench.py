@@ -33,6 +33,8 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
 
 
 def _bench(a: argparse.Namespace) -> None:
+    import itertools
+
     from scoreinv.files.atomic import replacing
     from scoreinv.progress import bar
     from scoreinv.study import plan, read, read_sweep, run, table
@@ -53,13 +55,23 @@ def _bench(a: argparse.Namespace) -> None:
     written = a.sweep.read_text(encoding="utf-8")
     with pool_of(a) as pool, bar(a.sweep.stem, len(planned.todo)) as progress:
         mapper = map if pool is None else pool.rows
-        for k, row in enumerate(run(sweep, out, **which, device=a.device, mapper=mapper)):
-            if k == 0:  # the folder is ours now; `scoreinv report` shows how to repeat it
+        rows = run(sweep, out, **which, device=a.device, mapper=mapper)
+        for row in itertools.chain(itertools.islice(rows, 1), [None], rows):
+            if row is None:  # the folder is ours now, or all was there; `scoreinv report` shows how to repeat it
                 with replacing(out / "sweep.toml") as temporary:
                     temporary.write_text(written, encoding="utf-8")
+                continue
             psnr = row["error_type"] if row["psnr"] is None else f"{row['psnr']:.2f} dB"
             progress.advance(f"{row['label']}: {psnr or 'no PSNR'}")
-    text = table(read(out), sweep.title)
+    rows_now = read(out)
+    asked = {cell.key for cell in planned.cells}
+    if sweep.images and (
+        bare := sum(r["status"] == "done" and r["key"] in asked and not r["images"] for r in rows_now)
+    ):
+        print(
+            f"{bare} rows were computed without their images and stay as they are: another --out computes them with images"
+        )
+    text = table(rows_now, sweep.title)
     with replacing(out / "table.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv import configure, metrics, plugins
-from scoreinv.arguments import different
+from scoreinv.arguments import different, plain
 from scoreinv.calibration import TISSUE_HU
 from scoreinv.linop import LinearOperator
 from scoreinv.priors.denoiser import Counted
@@ -28,7 +28,7 @@ from scoreinv.problem import Problem, simulate, simulate_counts
 from scoreinv.study import lodopab
 from scoreinv.study.machine import peak_mib, provenance, reset_peak
 from scoreinv.study.operators import data_operator, operator
-from scoreinv.study.sweep import Cell, canonical, identity
+from scoreinv.study.sweep import Cell, canonical, identity, weights_checksum
 from scoreinv.study.truth import finer, load, located
 from scoreinv.units import MU_WATER_PER_MM, hu_from_mu, mu_from_hu
 
@@ -86,7 +86,7 @@ def compute(cell: Cell, context: Context) -> Row:
 
 def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     device = context.device
-    about = (cell.image, cell.operator, cell.simulate, cell.noise, cell.seed)
+    about = (plain(v) for v in (cell.image, cell.operator, cell.simulate, cell.noise, cell.seed))
     problem, truth = _problem(*(json.dumps(v, sort_keys=True) for v in about))
     counted: list[Counted] = []
     mu_water, pixel_mm = cell.image.get("mu_water_per_mm", MU_WATER_PER_MM), cell.image["pixel_mm"]
@@ -103,6 +103,8 @@ def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.
 
     name = cell.method["name"]
     settings = {k: v for k, v in cell.method.items() if k != "name"}
+    if cell.weights is not None and (found := weights_checksum(cell.method)) != cell.weights:
+        raise ValueError(f"{name}: the weights are not those that the sweep began with ({found[:12]}); start it again")
     solver = configure.method(name, different(plugins.get("methods", name), settings), prior)
     on_device, rng = problem.to(device), Generator().manual_seed(stream(cell.image, cell.seed, "method"))
     reset_peak(device)
@@ -113,7 +115,7 @@ def _solved(cell: Cell, context: Context) -> tuple[dict[str, Any], dict[str, np.
         "seconds": time.perf_counter() - started[0],
         "cpu_seconds": time.process_time() - started[1],
         "peak_memory_mib": peak_mib(device),
-        "evaluations": sum(c.n_evaluations for c in counted),
+        "evaluations": sum(c.n_evaluations for c in counted) if cell.weights is None else None,
         "gradients": sum(c.n_gradients for c in counted),
     }
     if not torch.isfinite(draws).all():

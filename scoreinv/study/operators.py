@@ -8,15 +8,19 @@ Statistical and computational inverse problems, 2005, section 1.2).
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from scoreinv import plugins
-from scoreinv.arguments import different
+from scoreinv.arguments import ArgumentError, different
 from scoreinv.configure import operator_for_image
 from scoreinv.linop import LinearOperator
 from scoreinv.plugins import did_you_mean
+
+ANGLES = ("angles", "arc", "start")
+"""Arguments in radians; with the ending _degrees they are in degrees."""
 
 
 def operator(call: Mapping[str, Any], shape: tuple[int, ...], pixel_mm: float) -> LinearOperator:
@@ -64,3 +68,38 @@ def data_operator(A: LinearOperator, simulate: Mapping[str, Any]) -> LinearOpera
         warnings.simplefilter("ignore")  # about that budget; the geometry's own are A's, which has given them
         made: LinearOperator = dataclasses.replace(A, **change)  # type: ignore[type-var]
     return made
+
+
+def in_radians(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments whose angles in degrees are in radians, under their own names.
+
+    Raises:
+        ArgumentError: an angle is given in both, or is no number.
+    """
+    out = dict(arguments)
+    for name in ANGLES:
+        key = f"{name}_degrees"
+        if key not in out:
+            continue
+        value = out.pop(key)
+        if name in out:
+            raise ArgumentError(f"{key} and {name} exclude each other: give one of them", key)
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            out[name] = [math.radians(v) for v in value] if isinstance(value, list | tuple) else math.radians(value)
+        except TypeError:
+            raise ArgumentError(f"{key} should be a number of degrees, got {value!r}", key) from None
+    return out
+
+
+def check_radians(key: str, value: Any) -> None:
+    """Raises ArgumentError for angles of more than two turns, which are degrees in a place for radians."""
+    largest = max(
+        (abs(v) for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int | float)),
+        default=0,
+    )
+    if largest > 4 * math.pi + 1e-6:
+        raise ArgumentError(
+            f"{key} is in radians, and {largest:g} are more than two turns: write {key}_degrees for degrees", key
+        )

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from scoreinv.files.atomic import replacing
+from scoreinv.files.reconstruction import check_writable
 from scoreinv.files.versions import package_version
 from scoreinv.study.report_images import IMAGES_MIB, add_coverage, images
 from scoreinv.study.report_settings import csv_text, failures, settings
 from scoreinv.study.report_statistics import BASELINE, FIGURES, axes, problems, shared
 from scoreinv.study.store import read
-from scoreinv.study.tables import further
+from scoreinv.study.tables import current, further, outdated_words
 
 
 def write_report(
@@ -43,13 +44,14 @@ def write_report(
 
     Raises:
         ValueError: the folder has no row yet, no method has the baseline's name, or page and table would be one file.
-        FileNotFoundError: the folder has no rows.
+        FileNotFoundError: the folder has no rows, or that of the page does not exist.
     """
     folder = Path(folder)
     page = folder / "report.html" if out is None else out
     table = page.with_suffix(".md")
     if table == page:
         raise ValueError(f"--out {page}: is to be an HTML page, such as {page.with_suffix('.html')}")
+    check_writable(page)
     found = content(folder, baseline=baseline, images_mib=images_mib)
     for path, text in ((page, html_page(found)), (table, markdown(found))):
         with replacing(path) as temporary:
@@ -59,7 +61,7 @@ def write_report(
 
 def content(folder: Path, *, baseline: str | None = None, images_mib: float = IMAGES_MIB) -> dict[str, Any]:
     """All that the page shows, as JSON has it; see `write_report`."""
-    rows = read(folder)
+    rows, outdated = current(read(folder))
     if not rows:
         raise ValueError(f"{folder}: has no finished row yet: wait for the first, or let `scoreinv bench` compute one")
     found = problems(rows, baseline)
@@ -68,7 +70,7 @@ def content(folder: Path, *, baseline: str | None = None, images_mib: float = IM
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return {
         "title": about.pop("title") or folder.resolve().name, "made": now, "scoreinv": package_version(),
-        "rows": len(rows), "asked_baseline": baseline or BASELINE, "figures": [f.plain() for f in FIGURES],
+        "rows": len(rows), "outdated": outdated, "asked_baseline": baseline or BASELINE, "figures": [f.plain() for f in FIGURES],
         "problems": found, "common": shared([p["problem"] for p in found]), "axes": axes(rows, found), "failed": failures(rows), "settings": about, "csv": csv_text(rows),
         "images": images(rows, folder, images_mib),
     }  # fmt: skip
@@ -106,6 +108,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "(two-sided, not corrected for the number of methods) on n patients: with fewer than 6 it cannot be below 0.05.",
         "",
     ]
+    lines += [outdated_words(found["outdated"]), ""] if found["outdated"] else []
     for problem in found["problems"]:
         base = problem["baseline"]
         lines += [f"## {_cell(problem['problem'])}", "", f"Baseline: {_cell(base) if base else 'none'}.", ""]

@@ -2,7 +2,8 @@
 
 x_p      mean of a figure over the slices and seeds of patient p (of phantoms, every image is a patient)
 mean     of the x_p of n patients, with mean ± t(0.975, n − 1) s / √n, Student's t, s the standard deviation of the x_p
-Δ        the same of the differences d_p = x_p − b_p to the baseline, over the patients that both have
+Δ        the same of the differences d_p = x_p − b_p to the baseline, over the patients that both have, each by the slices and seeds that both
+         have
 p        of Wilcoxon's signed-rank test that the d_p lie symmetrically around 0, two-sided (scipy.stats.wilcoxon)
 """
 
@@ -71,20 +72,27 @@ COMPARED = ("psnr", "ssim", "rmse_hu")
 """Figures that are tested against the baseline."""
 
 
-def mean_interval(values: Sequence[float], *, least: float = -math.inf) -> dict[str, float | None]:
-    """Mean and 95 % confidence interval by Student's t, which ends at the least possible value; of one value there is no interval."""
+def mean_interval(
+    values: Sequence[float], *, least: float = -math.inf, most: float = math.inf
+) -> dict[str, float | None]:
+    """Mean and 95 % confidence interval by Student's t, which ends at the least and the largest possible value; of one value there is no
+    interval."""
     from scipy import stats
 
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return {"mean": mean, "low": None, "high": None}
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return {"mean": mean, "low": max(least, mean - half), "high": mean + half}
+    return {"mean": mean, "low": max(least, mean - half), "high": min(most, mean + half)}
 
 
 def _least(values: Mapping[str, float]) -> float:
     """0 for figures of which none is negative."""
     return 0.0 if min(values.values()) >= 0 else -math.inf
+
+
+MOST = {"ssim": 1.0, "ssim_range": 1.0, "ssim_full": 1.0, "coverage_90": 1.0}
+"""The largest possible value of figures that have one."""
 
 
 def paired_test(values: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, Any] | None:
@@ -121,11 +129,11 @@ def problems(rows: Sequence[Row], baseline: str | None = None) -> list[dict[str,
     Raises:
         ValueError: no method has that label or name.
     """
-    known = {str(row[k]) for row in rows for k in ("label", "method")}
+    called = names(rows)
+    known = {str(row[k]) for row in rows for k in ("label", "method")} | set(called.values())
     if baseline is not None and baseline not in known:
         hint = did_you_mean(baseline, known)
         raise ValueError(f"--baseline {baseline}: no method is called so.{hint} Known: {', '.join(sorted(known))}")
-    called = names(rows)
     found = [_problem(own, called, baseline or BASELINE) for own in groups(rows, PROBLEM)]
     common = set(shared([p["problem"] for p in found]).split(", ")) if len(found) > 1 else set()
     for p in found:
@@ -175,18 +183,18 @@ def by_unit(rows: Sequence[Row], figure: str) -> dict[str, float]:
 def _problem(rows: Sequence[Row], called: Mapping[str, str], baseline: str) -> dict[str, Any]:
     lines = groups(rows, METHOD)
     values = [{f.key: by_unit(line, f.key) for f in FIGURES} for line in lines]
-    base = _baseline(lines, values, baseline)
+    base = _baseline(lines, values, [called[line[-1]["key"]] for line in lines], baseline)
     methods = []
     for k, line in enumerate(lines):
         tests: dict[str, Any] = {}
         if base is not None and k != base:
-            tests = {f: paired_test(values[k][f], values[base][f]) for f in COMPARED}
+            tests = {f: paired_test(*paired(line, lines[base], f)) for f in COMPARED}
         methods.append(
             {
                 "label": called[line[0]["key"]], "prior": line[0]["prior"], "rows": len(line),
                 "failed": sum(row["status"] != "done" for row in line),
                 "n": len({unit(row) for row in line if row["status"] == "done"}),
-                "values": {f: mean_interval([*own.values()], least=_least(own)) for f, own in values[k].items() if own},
+                "values": {f: mean_interval([*own.values()], least=_least(own), most=MOST.get(f, math.inf)) for f, own in values[k].items() if own},
                 "tests": {f: t for f, t in tests.items() if t is not None},
             }
         )  # fmt: skip
@@ -197,13 +205,28 @@ def _problem(rows: Sequence[Row], called: Mapping[str, str], baseline: str) -> d
     }  # fmt: skip
 
 
-def _baseline(lines: Sequence[Sequence[Row]], values: Sequence[Mapping[str, Any]], baseline: str) -> int | None:
-    """Which method is the baseline; the one of the highest mean PSNR where several have its name."""
+def paired(rows: Sequence[Row], others: Sequence[Row], figure: str) -> tuple[dict[str, float], dict[str, float]]:
+    """`by_unit` of two methods, over the images and seeds that both have."""
+
+    def of(row: Row) -> tuple[str, Any] | None:
+        return (str(row["image"]), row["seed"]) if row["status"] == "done" and row.get(figure) is not None else None
+
+    both = {of(row) for row in rows} & {of(row) for row in others} - {None}
+    one, other = ([row for row in own if of(row) in both] for own in (rows, others))
+    return by_unit(one, figure), by_unit(other, figure)
+
+
+def _baseline(
+    lines: Sequence[Sequence[Row]], values: Sequence[Mapping[str, Any]], called: Sequence[str], baseline: str
+) -> int | None:
+    """Which method is the baseline; the one of the highest mean PSNR where several have its label or name."""
 
     def psnr(k: int) -> float:
         own = values[k]["psnr"]
         return statistics.fmean(own.values()) if own else -math.inf
 
+    if baseline in called:
+        return called.index(baseline)
     for column in ("label", "method"):
         found = [k for k, line in enumerate(lines) if line[-1][column] == baseline]
         if found:

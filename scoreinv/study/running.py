@@ -12,7 +12,7 @@ from typing import Any
 
 from scoreinv.plugins import did_you_mean
 from scoreinv.study.computing import Context, Row, compute
-from scoreinv.study.store import flat_cell, opened, statuses
+from scoreinv.study.store import FIGURES, flat_cell, opened, statuses
 from scoreinv.study.sweep import Cell, Sweep
 
 Mapper = Callable[[Callable[[Cell], Row], Sequence[Cell]], Iterable[Row]]
@@ -99,7 +99,7 @@ def chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     """The cells that match filters, see `plan`.
 
     Raises:
-        ValueError: no "=", an unknown or ambiguous column, or a value that no cell has.
+        ValueError: no "=", an unknown or ambiguous column, or values that no cell has.
     """
     if not only:
         return list(cells)
@@ -118,14 +118,16 @@ def chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
                 have = dict.fromkeys(str(row.get(column)) for row in rows)
                 raise ValueError(f"--only {key}={value}: no cell has it; {column} is one of {', '.join(have)}")
         kept = [(c, row) for c, row in kept if any(_is(row.get(column), value, key) for value in values)]
+    if not kept:
+        raise ValueError(f"--only {' --only '.join(only)}: no cell has all of these")
     return [cell for cell, _ in kept]
 
 
 def _column(key: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The column of that name, or the one whose name ends with it after a dot."""
-    columns = dict.fromkeys(k for row in rows for k in row)
+    columns = dict.fromkeys(k for row in rows for k in row if k not in FIGURES and k not in ("key", "status"))
     name = key.removesuffix("_degrees")
-    found = [key] if key in columns else [c for c in columns if c.endswith(f".{name}")]
+    found = [c for c in (key, name) if c in columns][:1] or [c for c in columns if c.endswith(f".{name}")]
     if len(found) == 1:
         return found[0]
     if found:

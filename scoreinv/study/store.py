@@ -115,7 +115,9 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
         problem, label          words for tables: image set, operator and noise; method with its settings
         image                   words for one image: "P002, slice 12"
         operator, method        registered names
+        truth                   words for the image set: "val at 128 x 128"
         prior, prior_sha256     name or path of the prior and checksum of its weights; None for methods without one
+        weights_sha256          checksum of a learned baseline's weights; None for other methods, and in rows of older versions
         seed
         noise.relative, noise.photons
         samples                 draws that the method gave
@@ -129,7 +131,7 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
         calibration             `metrics.calibration_ratio` of the tissue, 1 for exact draws
         coverage_90             `metrics.coverage_of_normal` of the tissue at 90 %
         seconds, cpu_seconds    of the method alone: on the clock; of the processor, all threads together
-        evaluations             of the network
+        evaluations             of the prior's network; None for learned baselines, whose own networks are not counted
         gradients               vector-Jacobian products of the network, which evaluations do not count; None in rows of older versions
         peak_memory_mib         largest memory of the process while the method ran, see `study.machine.peak_mib`
         error_type, error       of a failed row
@@ -165,7 +167,8 @@ def flat(key: str, status: str, cell: Mapping[str, Any], result: Mapping[str, An
         "key": key, "status": status, "label": labels.get("method", ""), "image": name_of(cell["image"]),
         "problem": ", ".join(labels[k] for k in ("truth", "operator", "noise") if labels.get(k)),
         "operator": cell["operator"]["name"], "method": cell["method"]["name"],
-        "prior": prior.get("name"), "prior_sha256": prior.get("sha256"), "seed": cell["seed"],
+        "truth": labels.get("truth", ""), "prior": prior.get("name"), "prior_sha256": prior.get("sha256"), "weights_sha256": cell.get("weights"),
+        "seed": cell["seed"],
     }  # fmt: skip
     for part in ("image", "operator", "simulate", "noise", "method"):
         row |= {f"{part}.{k}": v for k, v in cell[part].items() if k != "name"}

@@ -14,26 +14,28 @@ neither the place of a file nor the name of a prior matters. The version of the 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from scoreinv import configure, metrics, plugins
 from scoreinv.arguments import ArgumentError, plain, resolved
+from scoreinv.baselines.learned import weights_path
+from scoreinv.files.hdf5 import existing_file
 from scoreinv.linop import LinearOperator
 from scoreinv.priors.checkpoint import checksum
 from scoreinv.priors.shipped import DEFAULT, prior_path
 from scoreinv.study import lodopab
 from scoreinv.study.lodopab import LoDoPaB
-from scoreinv.study.operators import data_operator, operator
+from scoreinv.study.operators import ANGLES, check_radians, data_operator, in_radians, operator
 from scoreinv.study.truth import ImageFile, Phantoms, located
-
-ANGLES = ("angles", "arc", "start")
-"""Arguments in radians; with the ending _degrees they are in degrees."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,15 @@ class OperatorCall:
         cls = plugins.get("operators", self.name)
         build = getattr(cls, "for_image", cls)
         given = in_radians(self.arguments)
+        for key in ANGLES:
+            check_radians(key, given.get(key))
         automatic = ("shape", "pixel_mm", "image_shape")
         return {"name": self.name, **resolved(f"operator {self.name!r}", build, given, automatic=automatic)}
+
+    def simulated(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What of `simulate` makes a difference to the operator of these arguments."""
+        own = plain(dict(self.simulate))
+        return {k: v for k, v in own.items() if v != (1 if k == "refine" else arguments.get(k, dataclasses.MISSING))}
 
     def resolved_for(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The same for an image: where its data are stored, the operator is the one that made them.
@@ -96,6 +105,8 @@ class Noise:
     photons: float | None = None
 
     def __post_init__(self) -> None:
+        for key in ("relative", "photons"):
+            object.__setattr__(self, key, plain(getattr(self, key)))
         if not 0 <= self.relative < math.inf:
             raise ArgumentError(f"noise: relative must not be negative, got {self.relative}", "relative")
         if self.photons is not None and (self.relative or not 0 < self.photons < math.inf):
@@ -154,6 +165,7 @@ class Cell:
         prior: `name` and `sha256` of the weights; None for a method without one.
         seed: of the noise and of the method.
         labels: how tables call image set, operator, noise and method; not part of the key.
+        weights: SHA-256 of a learned baseline's weights; None for a method without them.
     """
 
     image: Mapping[str, Any]
@@ -164,6 +176,7 @@ class Cell:
     prior: Mapping[str, Any] | None
     seed: int
     labels: Mapping[str, str] = field(default_factory=dict, compare=False)
+    weights: str | None = None
 
     @functools.cached_property
     def key(self) -> str:
@@ -172,6 +185,10 @@ class Cell:
         own["image"] = identity(self.image)
         own["prior"] = None if self.prior is None else self.prior["sha256"]
         del own["labels"]
+        if self.weights is None:  # as rows were keyed before there was this
+            del own["weights"]
+        else:  # wherever they lie
+            own["method"] = {**own["method"], "weights": None}
         return hashlib.sha256(canonical(own).encode()).hexdigest()
 
     def plain(self) -> dict[str, Any]:
@@ -205,6 +222,14 @@ class Sweep:
     lpips: bool = False
     title: str = ""
 
+    def __post_init__(self) -> None:
+        for key in ("truths", "operators", "methods", "noises", "priors", "seeds"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        wrong = [s for s in self.seeds if not isinstance(s, numbers.Integral) or isinstance(s, bool)]
+        if wrong:
+            raise ArgumentError(f"seeds should be whole numbers, got {wrong[0]!r}", "seeds")
+        object.__setattr__(self, "seeds", tuple(int(s) for s in self.seeds))
+
     @functools.cached_property
     def cells(self) -> list[Cell]:
         """All combinations, each once, image by image, so that a sweep that is stopped has compared all methods on the same ones.
@@ -219,32 +244,52 @@ class Sweep:
             owned(self, metrics.lpips_network, "lpips")
         solvers = list(self._solvers())
         images = [(t, record) for t in self.truths for record in owned(t, t.records)]
+        names = self._names()
         self._check_operators([record for _, record in images])
         found: dict[str, Cell] = {}
         for truth, record in images:
             for called_ in self.operators:
-                arguments, simulate = called_.resolved_for(record), dict(called_.simulate)
+                arguments = called_.resolved_for(record)
+                simulate = called_.simulated(arguments)
+                own = (
+                    record
+                    if simulate.get("refine", 1) > 1 or "fine" not in record
+                    else {**record, "fine": None, "fine_source": None}
+                )
                 for noise in self.noises:
-                    labels = {"truth": truth.label, "operator": called_.label, "noise": noise.label}
+                    labels = {"truth": names[id(truth)], "operator": called_.label, "noise": noise.label}
                     about = {"relative": float(noise.relative), "photons": noise.photons}
                     for seed in self.seeds:
-                        for method, settings, prior in solvers:
-                            cell = Cell(
-                                record, arguments, simulate, about, settings, prior, seed, {**labels, "method": method}
-                            )
+                        for method, settings, prior, weights in solvers:
+                            called_so = {**labels, "method": method}
+                            cell = Cell(own, arguments, simulate, about, settings, prior, seed, called_so, weights)
                             found.setdefault(cell.key, cell)
         return list(found.values())
 
-    def _solvers(self) -> Iterable[tuple[str, dict[str, Any], dict[str, Any] | None]]:
-        """Labels and settings of methods, those that take a prior with each."""
-        taken: list[dict[str, Any]] | None = None
+    def _names(self) -> dict[int, str]:
+        """How tables call each of `truths`, by its id: its label, and the folder of files that are not one and have one label."""
+        files: dict[str, set[str]] = {}
+        for t in self.truths:
+            files.setdefault(t.label, set()).add(str(getattr(t, "file", "")))
+        return {
+            id(t): f"{Path(t.file).parent.name}/{t.label}"
+            if isinstance(t, ImageFile) and len(files[t.label]) > 1
+            else t.label
+            for t in self.truths
+        }
+
+    def _solvers(self) -> Iterable[tuple[str, dict[str, Any], dict[str, Any] | None, str | None]]:
+        """Labels and settings of methods, those that take a prior with each, and the checksum of a learned baseline's weights."""
+        asked = self.priors != (None,) or any(configure.needs_prior(m.name) for m in self.methods)
+        taken = [owned(self.priors, lambda p=p: _prior(p)) for p in self.priors] if asked else []
         for m in self.methods:
-            if not configure.needs_prior(m.name):
-                yield m.label, m.resolved(), None
-                continue
-            taken = taken or [owned(self.priors, lambda p=p: _prior(p)) for p in self.priors]
-            for prior in taken:
-                yield m.label, m.resolved(), prior
+            if configure.needs_prior(m.name):
+                for prior in taken:
+                    yield m.label, m.resolved(), prior, None
+            elif configure.has_setting(m.name, "weights"):
+                yield m.label, m.resolved(), None, owned(m, lambda m=m: weights_checksum(m.resolved()), "weights")
+            else:
+                yield m.label, m.resolved(), None, None
 
     def _check_operators(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Build every operator once, with the one that makes its data; that is cheap."""
@@ -266,9 +311,15 @@ def _checked(o: OperatorCall, arguments: Mapping[str, Any], shape: tuple[int, ..
     if A.in_shape != shape:
         raise ArgumentError(f"operator {o.name!r} is for images {A.in_shape}; those of a sweep are CT slices {shape}")
     try:
-        return data_operator(A, o.simulate)
+        maker = data_operator(A, plain(dict(o.simulate)))
     except ValueError as error:
         raise ArgumentError(str(error), "simulate") from error
+    if maker.out_shape != A.out_shape:
+        raise ArgumentError(
+            f"simulate: the data would be {maker.out_shape}, the operator that reconstructs takes {A.out_shape}",
+            "simulate",
+        )
+    return maker
 
 
 def owned(owner: object, make: Any, key: str | None = None) -> Any:
@@ -284,30 +335,18 @@ def owned(owner: object, make: Any, key: str | None = None) -> Any:
         raise ArgumentError(words, getattr(error, "key", key), owner) from error
 
 
+def weights_checksum(method: Mapping[str, Any]) -> str:
+    """SHA-256 of the weights of a learned baseline, from its name and settings.
+
+    Raises:
+        ValueError, OSError: there are none.
+    """
+    return checksum(existing_file(weights_path(method["name"], method["weights"])))
+
+
 def _prior(name: str | None) -> dict[str, Any]:
     path = prior_path(None if name is None else str(located(name)))
     return {"name": name or DEFAULT, "sha256": checksum(path)}
-
-
-def in_radians(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments whose angles in degrees are in radians, under their own names.
-
-    Raises:
-        ArgumentError: an angle is given in both, or is no number.
-    """
-    out = dict(arguments)
-    for name in ANGLES:
-        key = f"{name}_degrees"
-        if key not in out:
-            continue
-        value = out.pop(key)
-        if name in out:
-            raise ArgumentError(f"{key} and {name} exclude each other: give one of them", key)
-        try:
-            out[name] = [math.radians(v) for v in value] if isinstance(value, list | tuple) else math.radians(value)
-        except TypeError:
-            raise ArgumentError(f"{key} should be a number of degrees, got {value!r}", key) from None
-    return out
 
 
 def identity(image: Mapping[str, Any]) -> dict[str, Any]:

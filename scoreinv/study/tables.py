@@ -39,9 +39,9 @@ def further(present: Collection[str]) -> dict[str, tuple[str, str]]:
 
 
 PROBLEM = (
-    "image.source", "image.part", "image.phantom", "image.size", "image.width_mm", "image.shape", "operator", "noise", "simulate",
+    "truth", "image.part", "image.phantom", "image.size", "image.width_mm", "image.shape", "operator", "noise", "simulate",
 )  # fmt: skip
-METHOD = ("method", "prior_sha256")
+METHOD = ("method", "prior_sha256", "weights_sha256")
 """Columns and parts in which the rows of a problem, of a method agree."""
 
 
@@ -53,6 +53,8 @@ def table(rows: Sequence[Row], title: str = "") -> str:
         title: above it.
     """
     lines = [f"# {title}", ""] if title else []
+    rows, outdated = current(rows)
+    lines += [outdated_words(outdated), ""] if outdated else []
     for problem in groups(rows, PROBLEM):
         columns = COLUMNS | further({k for row in problem for k in FURTHER if row.get(k)})
         n_images = len({row["image"] for row in problem})
@@ -63,6 +65,25 @@ def table(rows: Sequence[Row], title: str = "") -> str:
         lines += [_line(method, columns) for method in groups(problem, METHOD)]
         lines += [""]
     return "\n".join(lines)
+
+
+def current(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """Rows without those of earlier versions of an image (another checksum under the name of a patient and slice, in one problem), and how
+    many these are."""
+    latest: dict[tuple[int, str], Any] = {}
+    of: list[tuple[tuple[int, str], Any]] = []
+    place = {id(row): k for k, own in enumerate(groups(rows, PROBLEM)) for row in own}
+    for row in rows:
+        key, version = (place[id(row)], str(row["image"])), (row.get("image.sha256"), row.get("image.fine"))
+        latest[key] = version
+        of.append((key, version))
+    kept = [row for row, (key, version) in zip(rows, of, strict=True) if latest[key] == version]
+    return kept, len(rows) - len(kept)
+
+
+def outdated_words(n: int) -> str:
+    """That rows were left out."""
+    return f"{n} row{'s' * (n != 1)} of images that have changed since {'are' if n != 1 else 'is'} left out."
 
 
 def groups(rows: Sequence[Row], parts: Sequence[str]) -> list[list[Row]]:

@@ -150,6 +150,8 @@ class _Reader:
 
     def _method(self, arguments: dict[str, Any]) -> MethodCall:
         name = _name("method", arguments)
+        if isinstance(given := arguments.get("weights"), str):
+            arguments["weights"] = self._beside(given)
         return MethodCall(name, arguments)
 
     def _list(self, key: str, kind: type) -> list[Any]:

@@ -12,6 +12,7 @@ A record (a plain dict) identifies an image; `load` makes the image from it, any
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scoreinv.arguments import ArgumentError
+from scoreinv.arguments import ArgumentError, check, plain
 from scoreinv.files.images import read_image_set
 from scoreinv.phantoms import Ellipse, random_ellipses, rasterise, shepp_logan
 from scoreinv.plugins import did_you_mean
@@ -56,6 +57,12 @@ class ImageFile:
     slices: Literal["middle", "all"] | tuple[int, ...] = "middle"
     size: int | None = None
     fine: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields("truth", self)
+        for key, values in (("patients", self.patients), ("slices", self.slices)):
+            if not isinstance(values, int | None) and not len(values):
+                raise ArgumentError(f"{key}: expected at least one, got {values!r}", key)
 
     @property
     def label(self) -> str:
@@ -91,6 +98,19 @@ class ImageFile:
                     }
                 )  # fmt: skip
         return records
+
+
+def check_fields(what: str, part: Any) -> None:
+    """The fields of a frozen dataclass as plain numbers, once their types have been found to be right.
+
+    Raises:
+        ArgumentError: they are not.
+    """
+    given = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    check(what, type(part), given)
+    for key, value in given.items():
+        new = plain(value)
+        object.__setattr__(part, key, tuple(new) if isinstance(new, list) else new)
 
 
 def chosen_patients(file: str, asked: int | Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
@@ -141,6 +161,7 @@ class Phantoms:
     width_mm: float = 350.0
 
     def __post_init__(self) -> None:
+        check_fields("truth", self)
         if self.count < 1 or self.size < 1 or not self.width_mm > 0:
             raise ArgumentError(f"phantoms: count, size and width_mm must be positive, got {self}")
         if self.phantom == "shepp_logan" and self.count != 1:
@@ -149,7 +170,8 @@ class Phantoms:
     @property
     def label(self) -> str:
         """As tables call them."""
-        return f"{self.phantom} at {self.size} x {self.size}"
+        wide = "" if self.width_mm == 350.0 else f" of {self.width_mm:g} mm"
+        return f"{self.phantom} at {self.size} x {self.size}{wide}"
 
     def records(self) -> list[dict[str, Any]]:
         """One for each image."""
