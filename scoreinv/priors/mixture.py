@@ -136,7 +136,7 @@ class Mixture(abc.ABC):
 
 def check_weights(name: str, weights: Tensor, **parts: Tensor) -> None:
     """Raise ValueError unless there is one positive weight and one of each part for every component, all of them finite numbers."""
-    check_numbers(name, weights=weights, **parts)
+    check_numbers(name, weights=weights, **{what: p for what, p in parts.items() if isinstance(p, Tensor)})
     k = len(weights)
     if k == 0 or not (weights > 0).all() or any(len(p) != k for p in parts.values()):
         got = " and ".join(f"{len(p)} {what}" for what, p in parts.items())
