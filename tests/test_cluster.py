@@ -117,7 +117,7 @@ def test_a_worker_loads_the_prior_once(pool: Pool, tmp_path: Path) -> None:
 
 def test_an_error_of_a_method_is_a_row(pool: Pool, tmp_path: Path) -> None:
     (wrong,) = run(
-        sweep(methods=[MethodCall("sin_4c_prn", {"weights": "/no/where"})], operators=sweep().operators[:1], seeds=[0]),
+        sweep(methods=[MethodCall("sin_4c_prn")], operators=sweep().operators[:1], seeds=[0]),
         tmp_path,
         mapper=pool.rows,
     )

@@ -228,10 +228,10 @@ def test_a_batch_is_its_members(rng: Generator) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rounds": 0}, "rounds of at least 1, got 0"),
+        ({"rounds": 0}, "rounds of at least 1, a whole number, got 0"),
         ({"prior_std": 0.0}, "prior_std > 0, got 0.0"),
         ({"residual": -0.1}, "residual >= 0, got -0.1"),
-        ({"residual": math.nan}, "residual >= 0, got nan"),
+        ({"residual": math.nan}, "residual must be a number, got nan"),
         ({"sigma_max": 0.001}, "sigma_min <= sigma_max"),
     ],
 )
