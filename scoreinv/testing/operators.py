@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import warnings
 from typing import Any
@@ -60,6 +61,9 @@ def _check_values(A: LinearOperator, x: Tensor, y: Tensor, bound: float) -> None
             tuple(B(v[0]).shape) == B.out_shape,
             f"{what}: without batch, shape {tuple(B(v[0]).shape)}, not {B.out_shape}",
         )
+        with contextlib.suppress(RuntimeError):  # which FFTs of torch raise; no problem is empty
+            empty = tuple(B(v[:0]).shape)
+            require(empty == (0, *B.out_shape), f"{what}: an empty batch gives shape {empty}")
         require(out.dtype == v.dtype, f"{what}: the result has dtype {out.dtype}")
         require(bool(out.isfinite().all()), f"{what}: the result is not finite")
         _close(f"{what}: two batch dimensions", B(v[None]), out[None], bound)
