@@ -5,18 +5,81 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import h5py
 import numpy as np
 
+from scoreinv.files import hdf5
 from scoreinv.files.atomic import replacing
+from scoreinv.files.scan import Scan, write_scan
 from scoreinv.operators.ct import FanBeamCT
 from scoreinv.priors.crops import AIR_HU
 
 SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
+CONVERSION = "conversion"
+"""Attribute of converted files: the options that shape one, JSON with sorted keys."""
+
+
+def plain_name(name: object, source: object) -> str:
+    """A name that a server or an archive gives, once it is certain that files can be named after it and stay in their folder.
+
+    Args:
+        name: what it gives.
+        source: what errors begin with.
+
+    Raises:
+        ValueError: it is no text, not one part of a path on every system, or has control characters.
+    """
+    if not isinstance(name, str) or name in ("", "..") or PureWindowsPath(name).name != name or not name.isprintable():
+        raise ValueError(f"{source}: expected a name that files can have, got {name!r}; has the data set changed?")
+    return name
+
+
+def is_converted(path: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a converted file is there. One that does not say how it was made is kept, with a line on stderr.
+
+    Args:
+        path: of the file.
+        options: names and values of the options that shape it; None where one is not given.
+
+    Raises:
+        ValueError: it was made with other options, or is no HDF5 file.
+    """
+    if not path.is_file():
+        return False
+    with hdf5.reading(path) as file:
+        made = hdf5.json_object(file, CONVERSION)
+    if made is None:
+        print(f"{path}: does not say with which options it was made; it is kept", file=sys.stderr)
+        return True
+    other = [name for name in sorted(made.keys() | options.keys()) if made.get(name) != options.get(name)]
+    if other:
+        raise ValueError(
+            f"{path}: was made {_given(other, made)}, now asked for {_given(other, options)}: give another --out, or delete the file"
+        )
+    return True
+
+
+def _given(names: Sequence[str], options: Mapping[str, Any]) -> str:
+    """In words."""
+    return " and ".join(f"without --{n}" if options.get(n) is None else f"with --{n} {options[n]}" for n in names)
+
+
+def write_converted(path: Path, scan: Scan, options: Mapping[str, Any]) -> None:
+    """Write a scan file with the options that shape it, whole or not at all; its folder is made if it does not exist.
+
+    Raises:
+        OSError, ValueError: as for `write_scan`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        write_scan(temporary, scan)
+        with h5py.File(temporary, "r+") as file:
+            file.attrs[CONVERSION] = json.dumps(options, sort_keys=True)
 
 
 def part_of(patient: str) -> str:
@@ -101,4 +164,4 @@ def write_images(path: Path, hu: np.ndarray, pixel_mm: float, patients: Sequence
         file["patient"] = np.array(list(patients), dtype=h5py.string_dtype())
         file["pixel_mm"] = np.full(len(stored), pixel_mm)
         for name, value in about.items():
-            file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
+            file.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value, sort_keys=True)

@@ -7,8 +7,9 @@ ImageCount, FileSize [bytes], LicenseName and LicenseURI, or answers nothing for
 Filename, MD5Hash). That archive is made on the fly: it has no checksum of its own and cannot be resumed, so a broken
 one starts over; what is converted already is never asked for again. Series with restricted access answer 401 or 403.
 
-Every patient becomes one file FOLDER/NAME/PART/PATIENT.h5, as a script's `Convert` makes it. Training sets keep the MD5 of every DICOM
-file in the attribute source_md5, and md5_published says whether the server's list had all of them.
+Every patient becomes one file FOLDER/NAME/PART/PATIENT.h5, as a script's `Convert` makes it, with the options that shape it: others are
+refused in the same folder. Training sets keep the MD5 of every DICOM file in the attribute source_md5, and md5_published says whether
+the server's list had all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from _convert import block_mean, part_of, spread, write_images
+from _convert import block_mean, is_converted, part_of, plain_name, spread, write_images
 from _download import GB, check_space, count, fetch, get_json, parser, run, state_licence
 
 from scoreinv.files.atomic import replacing
@@ -37,6 +38,8 @@ from scoreinv.progress import track
 
 API = "https://nbia.cancerimagingarchive.net/nbia-api/services/v4"
 MANIFEST = "md5hashes.csv"
+SHAPING = ("slices", "bin")
+"""Options of `images_parser` that shape a file."""
 
 Series = dict[str, Any]
 """What the server says of one series; the fields are in the module's head."""
@@ -66,7 +69,7 @@ def list_series(collection: str, folder: Path) -> list[Series]:
 
     Raises:
         OSError: the server cannot be reached or refuses.
-        ValueError: there is no such collection, or the answer has another form.
+        ValueError: there is no such collection, the answer has another form, or a patient's name cannot be that of a file.
     """
     kept = folder / "series.json"
     if kept.is_file():
@@ -80,6 +83,8 @@ def list_series(collection: str, folder: Path) -> list[Series]:
         raise ValueError(
             f"{API}/getSeries: expected a list of series with {', '.join(sorted(needed))}; has the API changed?"
         )
+    for s in answer:
+        plain_name(s["PatientID"], f"{API}/getSeries, PatientID")
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as temporary:
@@ -104,19 +109,22 @@ def collect(
     a: argparse.Namespace,
     convert: Convert,
     suffix: str,
+    shaping: Sequence[str],
 ) -> list[Path]:
     """Download and convert one series a patient; the files of all chosen patients, named after them, with a suffix.
 
     Raises:
         OSError: as for `fetch`; what is done already stays.
-        ValueError: there is nothing of the kind, or some patients could not be converted (the others are).
+        ValueError: there is nothing of the kind, a file is there that was made with other options of `shaping`, or some patients could
+            not be converted (the others are).
     """
     folder: Path = a.out / name
     chosen = list(one_a_patient(list_series(collection, folder), wanted).items())[: a.patients]
     if not chosen:
         raise ValueError(f"{collection}: no CT series of that kind; has the collection changed?")
     paths = {patient: folder / part_of(patient) / f"{patient}{suffix}.h5" for patient, _ in chosen}
-    missing = [(patient, s) for patient, s in chosen if not paths[patient].is_file()]
+    options = shaped_by(a, shaping)
+    missing = [(patient, s) for patient, s in chosen if not is_converted(paths[patient], options)]
     if not missing:
         return list(paths.values())
     missing = _within(missing, a.limit)
@@ -141,6 +149,11 @@ def collect(
     if failed:
         raise ValueError(f"{len(failed)} of {len(missing)} patients could not be converted: {', '.join(failed)}")
     return [path for path in paths.values() if path.is_file()]
+
+
+def shaped_by(a: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The values of the options that shape a file."""
+    return {name: getattr(a, name) for name in names}
 
 
 def _within(missing: list[tuple[str, Series]], limit_gb: float | None) -> list[tuple[str, Series]]:
@@ -181,7 +194,7 @@ def training_set(archive: Path, path: Path, s: Series, a: argparse.Namespace, ab
     hu = block_mean(images.hu[spread(len(images.hu), a.slices)], a.bin)
     write_images(
         path, hu, images.pixel_mm * a.bin, [s["PatientID"]] * len(hu), **about, series=s["SeriesInstanceUID"],
-        source_md5=sums, md5_published=int(published),
+        source_md5=sums, md5_published=int(published), conversion=shaped_by(a, SHAPING),
     )  # fmt: skip
 
 
@@ -192,7 +205,7 @@ def unpack(archive: Path, folder: Path) -> tuple[dict[str, str], bool]:
         The MD5 of every DICOM file by name, and whether the server's list had all of them.
 
     Raises:
-        ValueError: the archive is damaged, or files are missing or differ from the list.
+        ValueError: the archive is damaged, files are missing or differ from the list, or a name cannot be that of a file.
     """
     sums: dict[str, str] = {}
     try:
@@ -203,6 +216,7 @@ def unpack(archive: Path, folder: Path) -> tuple[dict[str, str], bool]:
             for name, member in members.items():  # one at a time: projections of a patient are several GB
                 content = file.read(member)
                 if name in listed or content[128:132] == b"DICM":  # what is neither is the collection's licence text
+                    plain_name(name, archive.name)
                     sums[name] = hashlib.md5(content, usedforsecurity=False).hexdigest()
                     (folder / name).write_bytes(content)
     except (zipfile.BadZipFile, EOFError) as error:
@@ -226,7 +240,7 @@ def _listed(manifest: bytes) -> dict[str, str]:
 
 def main(
     script: str, collection: str, doi: str, wanted: Callable[[Series], bool], a: argparse.Namespace,
-    convert: Convert = training_set, suffix: str = "",
+    convert: Convert = training_set, suffix: str = "", shaping: Sequence[str] = SHAPING,
 ) -> int:  # fmt: skip
     """Everything a script for a collection does; returns the exit code, 2 for bad input."""
-    return run(script, lambda: collect(collection, script, doi, wanted, a, convert, suffix))
+    return run(script, lambda: collect(collection, script, doi, wanted, a, convert, suffix, shaping))

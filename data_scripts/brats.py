@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from _convert import magnitudes, part_of, spread, write_images
+from _convert import is_converted, magnitudes, part_of, plain_name, spread, write_images
 from _download import count, fetch, parser, run, state_licence
 
 from scoreinv.progress import track
@@ -42,7 +42,7 @@ def collect(a: argparse.Namespace) -> list[Path]:
     """Download and convert; the files of all chosen patients.
 
     Raises:
-        OSError, ValueError: as for `fetch`; or the archive is of another form.
+        OSError, ValueError: as for `fetch`; or the archive is of another form, or a file is there that was made with other options.
     """
     folder = a.out / f"brats_{a.contrast}"
     state_licence(folder, "brats", LICENCE)
@@ -56,9 +56,9 @@ def collect(a: argparse.Namespace) -> list[Path]:
         if not names:
             raise ValueError(f"{archive}: holds no imagesTr/BRATS_*.nii.gz; has the data set changed?")
         for name in track(names[: a.patients], "BraTS"):
-            patient = name.removesuffix(".nii.gz")
+            patient = plain_name(name.removesuffix(".nii.gz"), archive)
             path = folder / part_of(patient) / f"{patient}.h5"
-            if not path.is_file():
+            if not is_converted(path, {"slices": a.slices}):
                 _convert(tar, members[name], path, patient, a)
             made.append(path)
     return made
@@ -87,7 +87,7 @@ def _convert(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, patient:
     chosen = brain[spread(len(brain), a.slices)]
     write_images(
         path, chosen, zooms[0], [patient] * len(chosen), dataset="Medical Segmentation Decathlon, task 1", licence=LICENCE,
-        contrast=a.contrast, values="magnitudes from 0 to the patient's 99.8 % quantile as -1000 to 1000",
+        contrast=a.contrast, values="magnitudes from 0 to the patient's 99.8 % quantile as -1000 to 1000", conversion={"slices": a.slices},
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
-from _convert import magnitudes, part_of, spread, write_images
+from _convert import is_converted, magnitudes, part_of, plain_name, spread, write_images
 from _download import count, fetch, parser, run, state_licence
 
 from scoreinv.progress import track
@@ -40,7 +40,8 @@ def collect(a: argparse.Namespace) -> list[Path]:
     """Download where asked, and convert; the files of all volumes.
 
     Raises:
-        OSError, ValueError: as for `fetch`; or nothing in the archive is a volume of fastMRI.
+        OSError, ValueError: as for `fetch`; or nothing in the archive is a volume of fastMRI, or a file is there that was made with other
+            options.
     """
     folder = a.out / "fastmri"
     state_licence(folder, "fastmri", LICENCE)
@@ -48,7 +49,9 @@ def collect(a: argparse.Namespace) -> list[Path]:
     known = {p.stem: p for p in folder.glob("*/*.h5")}
     made = []
     for name, volume in track(_volumes(source, set(known)), "fastMRI"):
-        if volume is not None:
+        if volume is None:
+            is_converted(known[name], {"slices": a.slices})
+        else:
             known[name] = _convert(volume, folder, name, a)
         made.append(known[name])
         if a.volumes is not None and len(made) >= a.volumes:
@@ -61,10 +64,10 @@ def collect(a: argparse.Namespace) -> list[Path]:
 def _local(a: argparse.Namespace) -> Path:
     """The archive or folder on this machine."""
     if not re.match("https?://", a.archive):
-        path = Path(a.archive)
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such archive or folder; links begin with https://")
-        return path
+        given = Path(a.archive)
+        if not given.exists():
+            raise FileNotFoundError(f"{given}: no such archive or folder; links begin with https://")
+        return given
     name = Path(urllib.parse.urlsplit(a.archive).path).name
     path: Path = a.out / "fastmri" / name
     if path.is_file() and a.sha256 is None:
@@ -84,7 +87,7 @@ def _volumes(source: Path, known: set[str]) -> Iterator[tuple[str, Path | None]]
                 name = Path(member.name)
                 if not member.isfile() or name.suffix != ".h5":
                     continue
-                if name.stem in known:
+                if plain_name(name.stem, source) in known:
                     yield name.stem, None
                     continue
                 content = tar.extractfile(member)
@@ -116,7 +119,7 @@ def _convert(volume: Path, folder: Path, name: str, a: argparse.Namespace) -> Pa
     path = folder / part_of(patient) / f"{name}.h5"
     write_images(
         path, hu, _pixel_mm(header), [patient] * len(hu), dataset="fastMRI", licence=LICENCE, images=key,
-        values="magnitudes from 0 to the volume's 99.8 % quantile as -1000 to 1000",
+        values="magnitudes from 0 to the volume's 99.8 % quantile as -1000 to 1000", conversion={"slices": a.slices},
     )  # fmt: skip
     return path
 

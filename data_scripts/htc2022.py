@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from _convert import is_converted, write_converted
 from _download import fetch, parser, run, state_licence
 from scipy.io import loadmat
 
-from scoreinv.files.scan import Scan, write_scan
+from scoreinv.files.scan import Scan
 from scoreinv.operators.ct import FanBeamCT
 from scoreinv.problem import Problem
 
@@ -155,8 +156,9 @@ def _work(a: argparse.Namespace) -> list[Path]:
     source = a.mat.stem.removesuffix("_full") if a.mat else f"htc2022_{a.phantom}"
     arc = "" if a.arc >= 360 else f"_{a.arc:g}deg"
     path = a.out / f"{source}{arc}_{len(scan.problem.y)}views_{a.size}px.h5"
-    if a.mat or not path.is_file():
-        write_scan(path, scan)
+    options = {"views": a.views, "every": a.every, "arc": a.arc, "size": a.size}
+    if a.mat or not is_converted(path, options):
+        write_converted(path, scan, options)
     return [path]
 
 

@@ -27,12 +27,15 @@ from pathlib import Path
 
 import _tcia
 import numpy as np
+from _convert import write_converted
 from _download import count
 from ldct import COLLECTION, DOI
 
 from scoreinv.files.ct_pd import read_projections
-from scoreinv.files.scan import write_scan
 from scoreinv.rebinning import heights, rebin
+
+SHAPING = ("slices", "views", "size")
+"""Options that shape a file."""
 
 
 def convert(archive: Path, path: Path, s: _tcia.Series, a: argparse.Namespace, about: dict[str, str]) -> None:
@@ -46,8 +49,7 @@ def convert(archive: Path, path: Path, s: _tcia.Series, a: argparse.Namespace, a
         "created_by": "data_scripts/ldct_projections.py", "source": DOI, "series": s["SeriesInstanceUID"], "patient": s["PatientID"],
         "sha256_of_md5s": together, "md5_published": published,
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_scan(path, dataclasses.replace(scan, info=info))
+    write_converted(path, dataclasses.replace(scan, info=info), _tcia.shaped_by(a, SHAPING))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return described == f"{a.dose} dose projections" and str(series["PatientID"])[:1] in set(a.exam.upper())
 
     script, suffix = f"ldct_projections_{a.dose}", f"_{a.views}views_{a.size}px"
-    return _tcia.main(script, COLLECTION, DOI, wanted, a, convert, suffix)
+    return _tcia.main(script, COLLECTION, DOI, wanted, a, convert, suffix, SHAPING)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def mean_image(problem: Problem) -> float:
 def brightness(problem: Problem, water: float) -> float | None:
     """What the tissue attenuates, in the unit of the images: the median of what is brighter than half of a high quantile of a smoothed FBP.
     Of several quantiles the one whose tissue is nearest to water: a small body is seen by the highest alone, one with metal by the others.
-    None where FBP says little."""
+    None where FBP says little or no pixel lies inside the circle."""
     A: Any = problem.A
     fbp, covered = getattr(A, "fbp", None), getattr(A, "covered", None)
     if fbp is None or covered is None or covered() < LEAST_ARC or A.out_shape[0] < LEAST_VIEWS or not _sees_beyond(A):
@@ -58,6 +58,8 @@ def brightness(problem: Problem, water: float) -> float | None:
     smooth = F.avg_pool2d(images, width, 1, width // 2, count_include_pad=False)[:, 0]
     y, x = (torch.linspace(-1, 1, n, device=images.device) for n in A.in_shape)
     inside = (y[:, None] ** 2 + x**2 < 1).nonzero()
+    if len(inside) == 0:  # a few pixels, all of them on the edge
+        return None
     inside = inside[:: max(1, len(inside) // 10**6)]  # torch.quantile takes no more than 16 million
     found = [f for image in smooth if (f := _tissue(image[inside[:, 0], inside[:, 1]], water)) is not None]
     return sorted(found)[len(found) // 2] if found else None

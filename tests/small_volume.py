@@ -63,8 +63,9 @@ def write(path: Path, whole: Scan) -> Path:
         names = [name for name in ("y", "counts", "noise_std") if name in source] + list(describe(whole.problem.A)[1])
         for name in names:
             group.create_array(
-                name, data=source[name][()], chunks=(1, *source[name].shape[1:]) if name == "y" else "auto"
-            )
+                name, data=source[name][()], chunks=(1, *source[name].shape[1:]) if name == "y" else "auto",
+                config={"write_empty_chunks": True},
+            )  # fmt: skip
         group.attrs["operator"] = json.loads(source.attrs["operator"])  # as the JSON that Zarr's attributes are
         assert group.attrs["format"] == FORMAT
     return path

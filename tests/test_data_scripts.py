@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -258,6 +259,34 @@ def test_htc_archive(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     assert server.ranges == [None]
     assert htc2022.main(["--out", str(tmp_path), "--phantom", "td"]) == 2
+
+
+def test_htc_other_views_of_one_file_name_are_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every 7th of 36 views are six, but not those that are spread evenly; a file that does not say is kept."""
+    server.content = zipped({htc2022.member("tb"): mat_file()})
+    monkeypatch.setattr(htc2022, "URL", server.url)
+    monkeypatch.setattr(htc2022, "CHECKSUM", md5(server.content))
+    assert kept(every=7) != kept(6) and len(kept(every=7)) == 6
+    arguments = ["--out", str(tmp_path), "--phantom", "tb", "--size", "16"]
+    path = tmp_path / "htc2022_tb_6views_16px.h5"
+    for _ in range(2):
+        assert htc2022.main([*arguments, "--every", "7"]) == 0
+    before = path.read_bytes()
+    with h5py.File(path) as file:
+        assert file.attrs["conversion"] == '{"arc": 360.0, "every": 7, "size": 16, "views": null}'
+    capsys.readouterr()
+    assert htc2022.main([*arguments, "--views", "6"]) == 2
+    assert capsys.readouterr().err == (
+        f"htc2022: error: {path}: was made with --every 7 and without --views, now asked for with --every 1 and with --views 6: "
+        "give another --out, or delete the file\n"
+    )
+    assert path.read_bytes() == before and len(read_scan(path).problem.y) == 6
+    with h5py.File(path, "r+") as file:
+        del file.attrs["conversion"]
+    assert htc2022.main([*arguments, "--views", "6"]) == 0
+    assert f"{path}: does not say with which options it was made; it is kept" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -178,9 +178,90 @@ def test_lidc_the_whole_way(server: Server, tmp_path: Path, capsys: pytest.Captu
     assert lidc_idri.main(arguments) == 0
     assert len(server.paths) == asked
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
-    assert lidc_idri.main(["--out", str(tmp_path), "--patients", "3"]) == 0
+    assert lidc_idri.main([*arguments, "--patients", "3"]) == 0
     assert server.paths[asked:] == ["/getImageWithMD5Hash?SeriesInstanceUID=1.2.3"]
     assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".h5", ".json", ".txt"}
+
+
+def options_of(path: Path) -> str:
+    """As they are kept in a converted file."""
+    with h5py.File(path) as file:
+        return str(file.attrs["conversion"])
+
+
+def is_kept(
+    script: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], changed: list[str], words: str
+) -> None:
+    """Files of other options are refused and stay as they are, with the same they are there, and of unknown ones it is said."""
+    capsys.readouterr()
+    assert script.main(arguments) == 0
+    shown = capsys.readouterr()
+    paths = [Path(line) for line in shown.out.split()]
+    before = {path: path.read_bytes() for path in paths}
+    assert "with which options" not in shown.err
+    assert script.main([*arguments, *changed]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and f"{words}: give another --out, or delete the file" in shown.err
+    assert {path: path.read_bytes() for path in paths} == before
+    for path in paths:
+        with h5py.File(path, "r+") as file:
+            del file.attrs["conversion"]
+    assert script.main([*arguments, *changed]) == 0
+    shown = capsys.readouterr()
+    assert [Path(line) for line in shown.out.split()] == paths
+    assert all(f"{path}: does not say with which options it was made; it is kept\n" in shown.err for path in paths)
+
+
+def test_files_keep_the_options_that_shape_them(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(server, "LIDC-IDRI", LIDC)
+    arguments = ["--out", str(tmp_path), "--patients", "1", "--bin", "2"]
+    assert lidc_idri.main(arguments) == 0
+    (path,) = tmp_path.rglob("*.h5")
+    assert options_of(path) == '{"bin": 2, "slices": null}'
+    words = f"{path}: was made with --bin 2 and without --slices, now asked for with --bin 1 and with --slices 30"
+    is_kept(lidc_idri, capsys, arguments, ["--bin", "1", "--slices", "30"], words)
+    path.write_bytes(b"not HDF5")
+    assert lidc_idri.main(arguments) == 2
+    assert f"{path}: not an HDF5 file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "patient", ["../../elsewhere", "..", ".", "", "a/b", "a\\b", "/abs", "c:a", "a\n", "a\0", 7, None]
+)
+@pytest.mark.parametrize("kept", [False, True])
+def test_patients_whose_names_lead_elsewhere_are_refused(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], patient: Any, kept: bool
+) -> None:
+    """Whether the server says so or the answer that is kept."""
+    series = [*LIDC, entry(patient, "1.2.9", 3)]
+    offer(server, "LIDC-IDRI", LIDC)
+    query = urllib.parse.urlencode({"Collection": "LIDC-IDRI", "format": "json"})
+    server.routes[f"/getSeries?{query}"] = json.dumps(series).encode()
+    out = tmp_path / "in" / "data"
+    if kept:
+        (out / "lidc_idri").mkdir(parents=True)
+        (out / "lidc_idri" / "series.json").write_text(json.dumps(series))
+    assert lidc_idri.main(["--out", str(out)]) == 2
+    shown = capsys.readouterr().err
+    assert (
+        f"getSeries, PatientID: expected a name that files can have, got {patient!r}; has the data set changed?"
+        in shown
+    )
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == (["series.json"] if kept else [])
+
+
+def test_members_of_an_archive_whose_names_lead_elsewhere_are_refused(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(server, "LIDC-IDRI", LIDC[:1])
+    files = {"1-0.dcm": dicom("LIDC-IDRI-0002", 0, "1.2.2", 0), "a/..": dicom("LIDC-IDRI-0002", 1, "1.2.2", 0)}
+    server.routes["/getImageWithMD5Hash?SeriesInstanceUID=1.2.2"] = zipped(files)
+    assert lidc_idri.main(["--out", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert "LIDC-IDRI-0002.zip: expected a name that files can have, got '..'" in shown
+    assert "1 of 1 patients could not be converted" in shown
 
 
 @pytest.mark.parametrize(
@@ -281,7 +362,10 @@ def test_ldct_projections_become_scan_files(server: Server, tmp_path: Path, caps
     assert scan.info["patient"] == "L001" and scan.info["md5_published"] and "CC BY 3.0" in scan.info["licence"]
     assert {p.name for p in folder.iterdir()} == {"LICENCE_ldct_projections_full.txt", path.parent.name, "series.json"}
     asked = len(server.paths)
-    assert ldct_projections.main(arguments) == 0 and len(server.paths) == asked
+    assert options_of(path) == '{"size": 40, "slices": 2, "views": 9}'
+    words = f"{path}: was made with --slices 2, now asked for with --slices 3"
+    is_kept(ldct_projections, capsys, arguments, ["--slices", "3"], words)
+    assert len(server.paths) == asked
     server.routes["/getImageWithMD5Hash?SeriesInstanceUID=3.2"] = projections_zip(
         tmp_path / "again", "L001", spoil=True
     )[0]
@@ -350,6 +434,22 @@ def test_brats_the_whole_way(brains: Server, tmp_path: Path, capsys: pytest.Capt
     assert (hu == expected).all()
     assert brats.main(["--out", str(tmp_path), "--contrast", "flair", "--patients", "1"]) == 0
     assert len([p for p in brains.paths if "tar" in p]) == 1  # the archive is there
+    assert options_of(paths[0]) == '{"slices": 3}'
+    words = f"{paths[0]}: was made with --slices 3, now asked for with --slices 2"
+    arguments = ["--out", str(tmp_path), "--contrast", "t1", "--patients", "2", "--slices", "3"]
+    is_kept(brats, capsys, arguments, ["--slices", "2"], words)
+
+
+def test_names_of_brats_are_those_of_files(
+    brains: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tarred({"Task01_BrainTumour/imagesTr/BRATS_..\\..\\a.nii.gz": brain(0)})
+    brains.routes["/Task01_BrainTumour.tar"] = archive
+    monkeypatch.setattr(brats, "MD5", md5(archive))
+    monkeypatch.setattr(brats, "SIZE", len(archive))
+    assert brats.main(["--out", str(tmp_path)]) == 2
+    assert "Task01_BrainTumour.tar: expected a name that files can have, got 'BRATS_..\\\\" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*.h5")) == []
 
 
 def test_fastmri_the_whole_way(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -384,6 +484,9 @@ def test_fastmri_the_whole_way(server: Server, tmp_path: Path, capsys: pytest.Ca
     assert set(images.patients) == {"cd34"} and set(images.pixel_mm) == {0.5}
     asked = len(server.paths)
     assert fastmri.main([*arguments, "--slices", "2"]) == 0 and len(server.paths) == asked
+    assert options_of(paths[0]) == '{"slices": 2}'
+    words = "was made with --slices 2, now asked for with --slices 3"
+    is_kept(fastmri, capsys, [*arguments, "--slices", "2"], ["--slices", "3"], words)
     folder = tmp_path / "unpacked"
     folder.mkdir()
     (folder / "file1.h5").write_bytes(members["singlecoil_val/file1.h5"])
@@ -397,6 +500,7 @@ def test_fastmri_the_whole_way(server: Server, tmp_path: Path, capsys: pytest.Ca
         (b"nonsense", "is no whole tar archive"),
         (tarred({"a.txt": b"x"}), "holds no .h5 files"),
         (tarred({"a.h5": b"x"}), "a: cannot be read as HDF5"),
+        (tarred({"singlecoil_val/a\x1b[2J.h5": b"x"}), "x.tar: expected a name that files can have, got 'a\\x1b[2J'"),
     ],
 )
 def test_other_archives_than_fastmri(

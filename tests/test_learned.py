@@ -453,6 +453,25 @@ def test_train_by_command_then_reconstruct(tmp_path: Path, capsys: pytest.Captur
     assert "holds the network" in capsys.readouterr().err
 
 
+def test_a_run_may_start_from_weights(tmp_path: Path) -> None:
+    """Network and weights are theirs, and their history goes on; network settings of its own are refused."""
+    images = write_images(tmp_path / "a.h5", ["anna", "bert"])
+    training = {"steps": 3, "side": SIDE}
+    first = train_baseline("neumann", [images], tmp_path / "one", training=training, network=SMALL["neumann"])
+    again = train_baseline(
+        "neumann", [images], tmp_path / "two", training=training | {"lr": 1e-9, "ema": [0.0]}, start=first
+    )
+    (old, old_card), (new, card) = load_network("neumann", first), load_network("neumann", again)
+    for name, weight in old.state_dict().items():
+        torch.testing.assert_close(new.state_dict()[name], weight, atol=1e-3, rtol=1e-3)
+    assert [r["start"] for r in card["history"]] == ["scratch", old_card["sha256"][:12]]
+    assert card["steps"] == 6 and card["hours"] >= old_card["hours"] and card["network"] == old_card["network"]
+    with pytest.raises(ValueError, match=r"leave its settings \['terms'\] out"):
+        train_baseline("neumann", [images], tmp_path / "three", network={"terms": 3}, start="shipped")
+    with pytest.raises(ValueError, match=r"holds weights of 'neumann', not of 'fbp_unet'"):
+        train_baseline("fbp_unet", [images], tmp_path / "three", start=first)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

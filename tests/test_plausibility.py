@@ -103,6 +103,25 @@ def test_the_brightness_is_that_of_the_tissue() -> None:
     assert all(brightness(si.Problem(A, A(WATER * (square < 0.5).float())), WATER) is None for A in (narrow, few))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (1, 40)])
+def test_images_of_a_few_pixels(shape: tuple[int, int]) -> None:
+    """None of them lies inside the circle."""
+    A = ParallelBeamCT(shape, equispaced_angles(12), 41, PIXEL_MM, PIXEL_MM)
+    problem = si.Problem(A, A(torch.full(shape, WATER)), 0.01)
+    assert brightness(problem, WATER) is None
+    assert doubts(si.Scan(problem), of_people=True) == []
+    assert si.reconstruct(problem, "cgls").mean.shape == shape
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_few_pixels_are_reconstructed_by_default(side: int) -> None:
+    A = ParallelBeamCT((side, side), equispaced_angles(12), 9, PIXEL_MM, PIXEL_MM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which method is taken is of no interest here
+        found = si.reconstruct(si.Problem(A, A(torch.full((side, side), WATER)), 0.01), samples=1)
+    assert found.mean.shape == (side, side) and bool(found.mean.isfinite().all())
+
+
 @pytest.mark.parametrize("photons", [30.0, 300.0, 4096.0])
 def test_too_few_photons(photons: float) -> None:
     made = scan(photons)

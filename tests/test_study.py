@@ -277,6 +277,7 @@ def test_the_prior_is_loaded_once_and_its_evaluations_are_counted(
     assert len(loaded) == 1 and [r["evaluations"] for r in rows] == [4, 4]
     assert rows[0]["prior"] == "ct-256" and rows[0]["psnr"] != rows[1]["psnr"]
     assert rows[0]["peak_memory_mib"] > 50 and rows[0]["seconds"] > 0
+    assert re.fullmatch(r"[0-9a-f]{12}", rows[0]["versions.sources"])
     assert rows[0]["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", rows[0]["commit"])
     assert rows[0]["versions.torch"] == torch.__version__ and rows[0]["machine.threads"] == torch.get_num_threads()
 

@@ -365,6 +365,114 @@ def test_a_damaged_slice_does_not_take_the_others_with_it(batch: int, tmp_path: 
     assert list(reconstruct_volume(slices, out, METHODS["cgls"], batch=batch)) == [3]
 
 
+def rechunked(path: Path, chunks: tuple[int, ...], name: str = "y", **how: Any) -> Path:
+    """A Zarr scan with one array stored in another way."""
+    import zarr
+
+    group: Any = zarr.open_group(path, mode="r+")
+    values = group[name][()]
+    del group[name]
+    group.create_array(name, data=values, chunks=chunks, **how)
+    return path
+
+
+def failures(path: Path, out: Path, batch: int = 1) -> str:
+    """What is said of the slices that fail; those are exactly the ones that are not there."""
+    with pytest.raises(ValueError, match="slices failed, the others are there") as said:
+        list(reconstruct_volume(open_slices(path), out, METHODS["cgls"], batch=batch))
+    return str(said.value)
+
+
+@needs_zarr
+@pytest.mark.parametrize("batch", [1, 9])
+@pytest.mark.parametrize(
+    ("lost", "chunks", "name", "gone"),
+    [
+        ("y/c/4/0/0", (1, 20, 23), "y", [4]),
+        ("y/c/0/0/0", (1, 20, 23), "y", [0]),
+        ("y/c/2/1/1", (2, 12, 12), "y", [4, 5]),
+        ("noise_std/c/1/0/0", (4, 1, 1), "noise_std", [4, 5, 6, 7]),
+    ],
+)
+def test_a_chunk_that_is_lost_is_no_vacuum(
+    lost: str, chunks: tuple[int, ...], name: str, gone: list[int], batch: int, tmp_path: Path
+) -> None:
+    path, out = rechunked(write(tmp_path / "scan.zarr", scan()), chunks, name), tmp_path / "recon.h5"
+    kept = (path / lost).read_bytes()
+    (path / lost).unlink()
+    said = failures(path, out, batch)
+    assert (
+        f"{len(gone)} of 9 slices failed" in said and f"slice {gone[0]}: ValueError: {path}, slice {gone[0]}: " in said
+    )
+    assert f"the chunk {lost.removeprefix(name + '/')} of {name} is missing: copy or write it again" in said
+    with opened(out) as volume:
+        assert np.flatnonzero(~volume.done).tolist() == gone
+    (path / lost).write_bytes(kept)
+    assert open_slices(path).read(gone[0]).problem.y.any()
+
+
+@needs_zarr
+def test_chunks_of_nothing_must_be_stored(tmp_path: Path) -> None:
+    """A slice of exact zeros is one where it was written, and a lost one where Zarr left it out or hid it in a shard."""
+    whole = scan("one").problem
+    y = whole.y.clone()
+    y[3] = 0
+    empty = Scan(Problem(whole.A, y, 0.01))
+    path = write(tmp_path / "scan.zarr", empty)
+    assert not open_slices(path).read(3).problem.y.any()
+    for shards, words in (
+        (None, "the chunk c/3/0/0 of y is missing.*with write_empty_chunks=True if all of it is 0.0"),
+        ((9, 20, 23), "y holds nothing but 0.0, as where its chunks are missing in a shard"),
+    ):
+        rechunked(path, (1, 20, 23), shards=shards)
+        with pytest.raises(ValueError, match=words):
+            open_slices(path).read(3)
+        assert torch.equal(open_slices(path).read(4).problem.y, y[4])
+
+
+@needs_zarr
+def test_version_2_of_zarr(tmp_path: Path) -> None:
+    import zarr
+
+    path = write(tmp_path / "new.zarr", scan())
+    new: Any = zarr.open_group(path, mode="r")
+    old = zarr.open_group(tmp_path / "old.zarr", mode="w", zarr_format=2, attributes=dict(new.attrs))
+    for name, chunks in (("y", (1, 10, 23)), ("noise_std", (9, 1, 1)), ("operator/angles", (10,))):
+        old.create_array(name, data=new[name][()], chunks=chunks)
+    slices = open_slices(tmp_path / "old.zarr")
+    assert torch.equal(slices.read(4).problem.y, open_slices(path).read(4).problem.y)
+    (tmp_path / "old.zarr" / "y" / "4.1.0").unlink()
+    with pytest.raises(ValueError, match=r"the chunk 4\.1\.0 of y is missing"):
+        slices.read(4)
+    (tmp_path / "old.zarr" / "operator" / "angles" / "1").unlink()
+    with pytest.raises(ValueError, match="the chunk 1 of operator/angles is missing"):
+        open_slices(tmp_path / "old.zarr")
+
+
+@needs_zarr
+@pytest.mark.parametrize(("codec", "k"), [("zstd", 0), ("zstd", 3), ("gzip", 0), ("none", 0)])
+def test_a_damaged_chunk_is_an_error_of_its_slice(
+    codec: str, k: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slice 0 is looked at before anything is reconstructed, slice 3 is not; codecs have several kinds of errors."""
+    from zarr.codecs import GzipCodec
+
+    how = {"zstd": "auto", "gzip": GzipCodec(), "none": None}[codec]
+    path = rechunked(write(tmp_path / "scan.zarr", scan()), (1, 20, 23), compressors=how)
+    out, chunk = tmp_path / "recon.zarr", path / "y" / "c" / str(k) / "0" / "0"
+    whole = chunk.read_bytes()
+    for damaged in (b"garbage", whole[: len(whole) // 2 + 1]):
+        chunk.write_bytes(damaged)
+        command = ["reconstruct", str(path), "--out", str(out), "--slices", ":", "--method", "fbp"]
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert f"slice {k}: ValueError: {path}, slice {k}: a chunk of y is damaged: copy or write it again (" in said
+        assert "1 of " in said and "Traceback" not in said
+        with opened(out) as volume:
+            assert np.flatnonzero(~volume.done).tolist() == [k]
+        shutil.rmtree(out)
+
+
 def test_a_method_that_fails_in_a_batch_fails_for_its_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(scan_: Scan, *arguments: Any, **more: Any) -> Reconstruction:
         if (scan_.problem.y > 1e3).any():

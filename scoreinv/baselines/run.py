@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoreinv import configure, progress
 from scoreinv.arguments import as_tuple
-from scoreinv.baselines.learned import geometry, network_class, save_network
+from scoreinv.baselines.learned import geometry, load_network, network_class, save_network, weights_path
 from scoreinv.baselines.supervised import SupervisedConfig, SupervisedRun, fitted, reconstruction_psnr, train
 from scoreinv.files.versions import versions
 from scoreinv.pictures import RECONSTRUCTION, training_plot
@@ -38,6 +38,7 @@ def train_baseline(
     checkpoint_minutes: float = 3.0,
     validate_every: int = 500,
     device: str = "cpu",
+    start: str | Path | None = None,
 ) -> Path:
     """Train, or go on training, the network of a learned baseline in a folder.
 
@@ -55,6 +56,7 @@ def train_baseline(
         checkpoint_minutes: time between two saved states.
         validate_every: steps between validations.
         device: where to train.
+        start: weights to start from, with their network: a file, or "shipped"; a run that goes on does not look at it.
 
     Returns:
         The path of the weights.
@@ -63,14 +65,24 @@ def train_baseline(
         ValueError, OSError: no such method, images or settings are not what is expected, or patients are in both sets.
     """
     network_class(name)
+    if start is not None and network:
+        raise ValueError(f"the network is that of {start}; leave its settings {sorted(network)} out")
+    given, card = (
+        load_network(name, weights_path(name, None if start == "shipped" else str(start)))
+        if start is not None
+        else (None, {})
+    )
     config = configure.call("training", SupervisedConfig, training or {})
-    settings = {k: as_tuple(v) for k, v in (network or {}).items()}
+    settings = given.settings if given else {k: as_tuple(v) for k, v in (network or {}).items()}
     images, held_out = read_sets(data, validation)
     sizes = [side for side in images.pixel_mm if side > 0]
     pixel_mm = float(np.median(sizes)) if sizes else 1.0
     A = configure.operator_for_image(operator, (config.side, config.side), pixel_mm, arguments or {})
     configure.call(f"network of {name!r}", network_class(name), settings)  # unknown settings in one sentence
     run = SupervisedRun(name, settings, config, images, A, processes=Processes(torch.device(device)))
+    if given:
+        run.start_from(given.state_dict())
+        run.history, run.start = [*card.get("history", [])], card["sha256"][:12]
     checks = _slices(held_out, config.side, device)
     folder.mkdir(parents=True, exist_ok=True)
     steps = train(
@@ -108,8 +120,8 @@ def _export(
     card = {
         "description": f"Network of the method {run.name}, trained by `scoreinv train-baseline`.",
         "unit": "v = 1 + HU / 1000; see scoreinv.baselines.learned",
-        "steps": run.step,
-        "hours": round(run.seconds / 3600, 3),
+        "steps": sum(h["to_step"] - h["from_step"] for h in run.history),
+        "hours": round(sum(h["hours"] for h in run.history), 3),
         "average": f"decay {run.config.ema[run.averages.index(best)]}",
         "geometry": geometry(run.problem.A),
         "operator": operator,

@@ -22,6 +22,9 @@ def add_train_baseline(commands: Any) -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="state, log, plot and the finished weights"
     )
+    p.add_argument(
+        "--start", metavar="WEIGHTS", help="begin with these weights of the method: shipped, or a .safetensors file"
+    )
     p.add_argument("--validation", nargs="+", type=Path, default=[], help="images of other patients")
     add_operator(p)
     p.add_argument(
@@ -55,6 +58,6 @@ def _train_baseline(a: argparse.Namespace) -> None:
         train_baseline(
             a.method, a.data, a.out, validation=a.validation, operator=a.operator, arguments=operator_arguments(a),
             training=settings | parse_settings(a.set), network=parse_settings(a.network), hours=a.hours,
-            checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device,
+            checkpoint_minutes=a.checkpoint_minutes, validate_every=a.validate_every, device=a.device, start=a.start,
         )
     )  # fmt: skip

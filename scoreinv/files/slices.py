@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ class Slices(Protocol):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: see `read_scan` and `read_dxchange`.
+            ValueError: see `read_scan` and `read_dxchange`; or chunks of a Zarr array are missing or damaged.
         """
         ...
 
@@ -125,20 +126,21 @@ class ScanSlices:
             )
             if z_mm is not None:
                 part.attrs["z_mm"] = z_mm[k : k + 1]
-            part[data.name.strip("/")] = np.asarray(data[k])
+            part[data.name.strip("/")] = _values(data, part.filename, k)
             if noise is not None:
                 part["noise_std"] = self._of_slice(noise, data, k)
             return scan_in(part)
 
     def _of_slice(self, noise: Any, data: Any, k: int) -> np.ndarray:
         """The noise of slice k; it broadcasts to the data."""
+        where = f"{self.path}, slice {k}"
         if noise.ndim < data.ndim:
-            return np.asarray(noise[()])
+            return _values(noise, where)
         if noise.ndim > data.ndim or noise.shape[0] not in (1, data.shape[0]):
             raise ValueError(
                 f"{self.path}: noise_std {tuple(noise.shape)} does not broadcast to the data {tuple(data.shape)}"
             )
-        return np.asarray(noise[k % noise.shape[0]])
+        return _values(noise, where, k % noise.shape[0])
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,51 @@ def _data(group: Any, path: Path) -> Any:
     return found[0]
 
 
+def _values(array: Any, where: str, k: int | None = None) -> np.ndarray:
+    """All of an array of an HDF5 file or a Zarr group, or its entry k; errors begin with `where`.
+
+    All chunks of a Zarr array that are read must be stored: one that is lost reads as the fill value, which looks like vacuum. Zarr leaves
+    out those that hold nothing but the fill value, unless it is told `write_empty_chunks`. They are refused as well, since nothing tells
+    them from lost ones and a measurement is not like that. Inside a shard it cannot be seen what is stored; there, what is read must hold
+    another value.
+
+    Raises:
+        ValueError: chunks of a Zarr array are missing or damaged.
+    """
+    part = () if k is None else k
+    if isinstance(array, h5py.Dataset):
+        return np.asarray(array[part])
+    name = array.name.strip("/")
+    try:
+        missing = _missing_chunks(array, k)
+        values = np.asarray(array[part])
+    except Exception as error:  # codecs have no exception in common
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ValueError(f"{where}: a chunk of {name} is damaged: copy or write it again ({why})") from error
+    fill = array.fill_value
+    if missing:
+        raise ValueError(
+            f"{where}: the chunk {missing[0]} of {name} is missing: copy or write it again, with write_empty_chunks=True if all of it is "
+            f"{fill}"
+        )
+    if array.shards and (values == fill).all():
+        raise ValueError(
+            f"{where}: {name} holds nothing but {fill}, as where its chunks are missing in a shard: write it again, without shards if that "
+            "is what it should hold"
+        )
+    return values
+
+
+def _missing_chunks(array: Any, k: int | None) -> list[str]:
+    """Names of the chunks of a Zarr array, or of its entry k, that are not on the disk; of a shard that holds them its own name."""
+    sizes = array.shards or array.chunks
+    places = [range(-(-n // size)) for n, size in zip(array.shape, sizes, strict=True)]
+    if k is not None:
+        places[0] = range(k // sizes[0], k // sizes[0] + 1)
+    names = [array.metadata.encode_chunk_key(place) for place in itertools.product(*places)]
+    return [name for name in names if not (array.store.root / array.path / name).is_file()]
+
+
 def _copy_head(group: Any, part: h5py.File) -> None:
     """What all slices share: attributes, and the arrays that the operator refers to."""
     for name in ATTRIBUTES:
@@ -294,7 +341,7 @@ def _copy_head(group: Any, part: h5py.File) -> None:
     for name in _referred(hdf5.json_object(part, "operator") or {}):
         array = _array(group, name)
         if array is not None and array.dtype.kind in "biuf":
-            part[name] = np.asarray(array[()])
+            part[name] = _values(array, part.filename)
 
 
 def _referred(description: Any) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import platform
 import subprocess
 from pathlib import Path
@@ -16,8 +17,18 @@ from scoreinv.files.versions import versions
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """`versions`, `commit` and `machine`; asked for once a process."""
-    return {"versions": versions(), "commit": commit(), "machine": machine()}
+    """`versions` with `sources`, `commit` and `machine`; asked for once a process."""
+    return {"versions": {**versions(), "sources": sources()}, "commit": commit(), "machine": machine()}
+
+
+def sources() -> str:
+    """The first 12 digits of a SHA-256 over the package's own code and tuned constants, which tells code apart that no commit names: changed
+    since the last one, or installed without a checkout."""
+    found = hashlib.sha256()
+    package = Path(__file__).resolve().parents[1]
+    for path in sorted(p for kind in ("py", "json") for p in package.rglob(f"*.{kind}")):
+        found.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
 
 
 def machine() -> dict[str, Any]:
