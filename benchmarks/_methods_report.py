@@ -80,8 +80,8 @@ def table(rows: Sequence[Row], head: Sequence[str], draws: int) -> str:
         "their mean; the draws' standard deviation over the error of their mean (both rms, with the √(1 + 1/N) that makes exact draws "
         "1) and the share of pixels in their 90 % intervals (Student's), both on tissue (truth above -500 HU) and on all pixels; their "
         "continuous ranked probability score, which is small only for draws that are both near the truth and spread as they should; χ² of "
-        "a draw (noise-free: relative residual). Bold: the best, but for costs; where methods have different patients, bold compares "
-        "different images.",
+        "a draw (noise-free: relative residual). Bold: the best of the methods with all patients of a problem, but for costs; a line's "
+        "figures are all of the same patients, and lines of fewer patients are not to be compared with the others.",
         "",
     ]
     for name, setting in PROBLEMS.items():
@@ -94,7 +94,7 @@ def table(rows: Sequence[Row], head: Sequence[str], draws: int) -> str:
 
 
 def _section(rows: Sequence[Row], shown: list[Column], draws: int) -> list[str]:
-    one, many = by_method(rows, 1), by_method(rows, draws)
+    one, many = paired(by_method(rows, 1), by_method(rows, draws))
     values = {
         m: [_mean((one if c.one else many).get(m, []), c.field) for c in shown] for m in dict.fromkeys((*one, *many))
     }
@@ -102,8 +102,10 @@ def _section(rows: Sequence[Row], shown: list[Column], draws: int) -> list[str]:
         for m in values:
             if m not in many and m in one:  # what gives one image has no draws, but a misfit
                 values[m][-1] = _mean(one[m], "chi2_draw")
+    patients = {m: len((one if m in one else many)[m]) for m in values}
+    whole = [values[m] for m, n in patients.items() if n == max(patients.values())]
     best = [
-        min((c.worse(v[i]) for v in values.values() if not math.isnan(v[i])), default=math.nan) if c.worse else math.nan
+        min((c.worse(v[i]) for v in whole if not math.isnan(v[i])), default=math.nan) if c.worse else math.nan
         for i, c in enumerate(shown)
     ]
     titles = ["method", *(c.title for c in shown), "patients"]
@@ -112,9 +114,9 @@ def _section(rows: Sequence[Row], shown: list[Column], draws: int) -> list[str]:
         cells = []
         for c, value, least in zip(shown, values[m], best, strict=True):
             text = "" if math.isnan(value) else f"{value:.{c.digits}f}"
-            cells.append(f"**{text}**" if text and c.worse and c.worse(value) <= least else text)
-        counts = sorted({len(at[m]) for at in (one, many) if m in at})
-        lines.append(f"| {m} | {' | '.join(cells)} | {', '.join(map(str, counts))} |")
+            bold = text and c.worse and c.worse(value) <= least and values[m] in whole
+            cells.append(f"**{text}**" if bold else text)
+        lines.append(f"| {m} | {' | '.join(cells)} | {patients[m]} |")
     machines: dict[str, dict[str, None]] = {}
     for m in values:
         for r in (*one.get(m, []), *many.get(m, [])):
@@ -138,6 +140,15 @@ def by_method(rows: Iterable[Row], draws: int) -> dict[str, list[Row]]:
         if r["draws"] == str(draws) and not r["error"]:
             found.setdefault(r["method"], {}).setdefault(r["settings"], {})[r["patient"]] = r
     return {m: list(list(by_settings.values())[-1].values()) for m, by_settings in found.items()}
+
+
+def paired(one: dict[str, list[Row]], many: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """Both without patients that only one of them has, for methods that both have."""
+    for m in one.keys() & many.keys():
+        common = {r["patient"] for r in one[m]} & {r["patient"] for r in many[m]}
+        if common:
+            one[m], many[m] = ([r for r in rows[m] if r["patient"] in common] for rows in (one, many))
+    return one, many
 
 
 def _mean(rows: Sequence[Row], field: str) -> float:

@@ -1,6 +1,6 @@
 """Which posterior method is best, at which cost, and whose draws vary as they should?
 
-The middle slice of every validation patient, parallel beam, detector cells as wide as a pixel, data made with the operator that
+The middle slice of validation patients (the last column says how many), parallel beam, detector cells as wide as a pixel, data made with the operator that
 reconstructs; PSNR (range 1.0) and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU. Every method that takes a
 prior runs twice, for one image and for N draws. repaint (for masked pixels), ddrm and mcg_diff (dense singular vectors, for at most
 64 x 64 pixels) cannot do CT of this size; latent_daps is daps where the prior is one of images. Settings are the methods' defaults but for the samplers of Song et al. (100 levels, not

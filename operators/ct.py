@@ -87,6 +87,16 @@ class CTOperator(LinearOperator):
         gaps = sorted(b - a for a, b in itertools.pairwise([*at, at[0] + self.turn]))
         return min(1.0, 1 - (gaps[-1] - gaps[len(gaps) // 2]) / self.turn)
 
+    def in_view(self) -> float:
+        """Share of the disc inscribed in the image that every view sees: 1 where the detector covers the disc's shadow."""
+        reach = self.n_detectors * self.detector_mm / 2 - abs(self.detector_offset_mm)
+        diameter = min(self.image_shape) * self.pixel_mm
+        return min(1.0, 2 * self._radius_mm(max(0.0, reach)) / diameter) ** 2
+
+    def _radius_mm(self, reach_mm: float) -> float:
+        """Of the disc around the axis whose shadow reaches so far on the detector."""
+        return reach_mm
+
     @property
     def detector_positions_mm(self) -> tuple[float, ...]:
         """u of every cell's centre, see the module's head."""
@@ -336,6 +346,9 @@ class FanBeamCT(CTOperator):
     @property
     def _magnified(self) -> float:
         return self.pixel_mm / self.detector_mm * self.source_detector_mm / self.source_origin_mm
+
+    def _radius_mm(self, reach_mm: float) -> float:
+        return self.source_origin_mm * math.sin(math.atan2(reach_mm, self.source_detector_mm))
 
     @property
     def astra_kernel(self) -> str:

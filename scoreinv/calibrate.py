@@ -37,7 +37,8 @@ def calibrate(
         images: CT images [HU] with patients and pixel sizes, none of which the prior was trained on.
         operator: registered name.
         arguments: see `configure.operator_for_image`.
-        relative_noise: standard deviation of the noise over the mean of the data.
+        relative_noise: standard deviation of the noise over the mean of the data. The data come from the operator that reconstructs: without
+            noise nothing in them is unexpected, as it is in those of a scanner.
         level: of the intervals.
         method: that draws.
         samples: draws an image, by default the method's own number.
@@ -65,5 +66,7 @@ def calibrate(
         cases.append(Case(result.mean_hu, std_hu, hu_from_mu(torch.as_tensor(scan.problem.truth))))
         conditions = conditions or conditions_of(scan.problem, result)
     assert conditions is not None
-    usual = max(1.0, sum(misfits) / len(misfits))
-    return dataclasses.replace(calibrated(cases, conditions, level), chi2=float(f"{usual:.3g}"))
+    found, usual = calibrated(cases, conditions, level), float(f"{sum(misfits) / len(misfits):.3g}")
+    if relative_noise == 0:
+        return dataclasses.replace(found, residual=usual)
+    return dataclasses.replace(found, chi2=max(1.0, usual))

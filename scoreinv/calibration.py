@@ -13,7 +13,9 @@ above -900 HU in m) that lies outside, q is the smallest number for which
 
 Then for a new patient, exchangeable with those n, the share outside is at most 1 − level on average (conformal risk control:
 Angelopoulos, Bates, Fisch, Lei, Schuster 2024, arXiv:2208.02814, theorem 1). It holds for scans like those that it was measured
-on: the same method with the same settings, the same prior, about as many views, about as much noise.
+on: the same method with the same settings, the same prior, about as many views over about the same arc that see about as much of the
+image, about as much noise. Data without noise come from the operator itself when they are simulated; real ones do not, which
+shows in what the draws leave of them (`Calibration.residual`).
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ POOLED_PIXELS = 1.0
 TISSUE_HU = -900.0
 SIMILAR = 1.5
 """Ratio of numbers of views, and of noise levels, up to which scans count as alike."""
-SIMILAR_ARC = 0.1
-"""Difference of the shares of a turn up to which they do."""
+SIMILAR_SHARE = 0.1
+"""Difference of the shares of a turn, and of the image in view, up to which they do."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Conditions:
         relative_noise: standard deviation of the noise over the mean of the data.
         settings: all others of the method, defaults included, as JSON has them.
         arc: share of a turn within which the views lie (the operator's `covered`); 1 for operators without one.
+        in_view: share of the disc inscribed in the image that every view sees (the operator's `in_view`); 1 for operators without one, and
+            in files that do not say, which were made so.
     """
 
     operator: str
@@ -65,6 +69,7 @@ class Conditions:
     relative_noise: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     arc: float = 1.0
+    in_view: float = 1.0
 
     def cover(self, other: Conditions) -> bool:
         """Whether a calibration under these conditions holds under the others."""
@@ -78,14 +83,32 @@ class Conditions:
 
     def alike(self, other: Conditions) -> bool:
         """Whether everything but the settings is near enough."""
-        same = ("operator", "method", "prior")
-        if any(getattr(self, k) != getattr(other, k) for k in same):
-            return False
-        if abs(self.arc - other.arc) > SIMILAR_ARC:
-            return False
-        noise = max(self.relative_noise, 1e-6) / max(other.relative_noise, 1e-6)
-        ratios = (self.n_views / max(other.n_views, 1), noise)
-        return all(1 / SIMILAR <= ratio <= SIMILAR for ratio in ratios)
+        return self.comparable(other) and not self.apart(other)
+
+    def comparable(self, other: Conditions) -> bool:
+        """Whether operator, method and prior are the same."""
+        return all(getattr(self, k) == getattr(other, k) for k in ("operator", "method", "prior"))
+
+    def apart(self, other: Conditions) -> list[str]:
+        """What is not near enough of the scans, here and there, in words."""
+
+        def far(one: float, another: float) -> bool:
+            return not 1 / SIMILAR <= one / another <= SIMILAR
+
+        found = []
+        if far(self.n_views, max(other.n_views, 1)):
+            found.append(f"{self.n_views} views and not {other.n_views}")
+        if far(max(self.relative_noise, 1e-6), max(other.relative_noise, 1e-6)):
+            found.append(
+                f"a noise of {self.relative_noise:.2g} of the mean of the data and not {other.relative_noise:.2g}"
+            )
+        if abs(self.arc - other.arc) > SIMILAR_SHARE:
+            found.append(f"views within {self.arc:.0%} of a whole scan's turn and not {other.arc:.0%}")
+        if abs(self.in_view - other.in_view) > SIMILAR_SHARE:
+            found.append(
+                f"views that see {self.in_view:.0%} of the disc inscribed in the image and not {other.in_view:.0%}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,6 +126,7 @@ class Calibration:
         coverage_after: mean share inside eq. (1), each patient with the q of the others.
         coverage_least: of the worst patient.
         chi2: mean of the draws' chi^2 over the patients, at least 1; 1 in files that do not say.
+        residual: mean of the draws' relative residual for noise-free data; None for noisy ones, and in files that do not say.
     """
 
     conditions: Conditions
@@ -115,6 +139,7 @@ class Calibration:
     coverage_least: float
     pooled_pixels: float = 0.0
     chi2: float = 1.0
+    residual: float | None = None
 
     def half_width(self, std: Tensor, mu_water_per_mm: float) -> Tensor:
         """Half the width of the interval of images (*batch, H, W), in the unit of std [1/mm]."""
@@ -250,3 +275,10 @@ def unfit(calibrations: Sequence[Calibration], conditions: Conditions) -> dict[s
     that is alike in all else."""
     misses = [c.conditions.changed(conditions) for c in calibrations if c.conditions.alike(conditions)]
     return min(misses, key=len, default={})
+
+
+def refusal(calibrations: Sequence[Calibration], conditions: Conditions) -> str:
+    """Why the nearest calibration of the same operator, method and prior is not for such scans; empty where there is none."""
+    misses = [c.conditions.apart(conditions) for c in calibrations if c.conditions.comparable(conditions)]
+    words = min(misses, key=len, default=[])
+    return f"the nearest calibration was measured with {', '.join(words)}" if words else ""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreinv import configure, metrics, plugins, trust
+from scoreinv import configure, plugins, trust
 from scoreinv.arguments import plain
-from scoreinv.calibration import Calibration, Conditions, find, read_calibrations, unfit
+from scoreinv.calibration import Calibration, Conditions, find, read_calibrations, refusal, unfit
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
@@ -220,6 +220,7 @@ def reconstruct(
         "operator": type(problem.A).__name__,
         "data_shape": list(problem.A.out_shape),
         "n_data": problem.A.n_data,
+        "inverse_photons": trust.inverse_photons(problem, draws),
         "seconds": found.seconds,
         "network_evaluations_per_image": sum(c.n_evaluations for c in counted) / n_images,
         "network_gradients_per_image": sum(c.n_gradients for c in counted) / n_images,
@@ -229,14 +230,14 @@ def reconstruct(
     gray_ct = is_ct(problem.A) or looks_clinical(scan)
     result = Reconstruction(
         draws,
-        metrics.chi_squared(problem, draws.mean(dim=0)),
+        trust.chi_squared(problem, draws.mean(dim=0)),
         record,
         seed,
         pixel_mm,
         scan.mu_water_per_mm if gray_ct else None,
         problem.truth,
         _fbp(problem),
-        metrics.chi_squared(problem, draws),
+        trust.chi_squared(problem, draws),
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
         z_mm=scan.z_mm,
     )
@@ -296,14 +297,22 @@ def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
         n_views=problem.A.out_shape[0],
         relative_noise=float(f"{float(noise):.3g}"),
         settings=plain(own),
-        arc=float(f"{covered():.3g}") if (covered := getattr(problem.A, "covered", None)) else 1.0,
+        arc=_share(problem, "covered"),
+        in_view=_share(problem, "in_view"),
     )
+
+
+def _share(problem: Problem, name: str) -> float:
+    """What a method of the operator says of its geometry, 1 without it."""
+    said = getattr(problem.A, name, None)
+    return float(f"{said():.3g}") if said else 1.0
 
 
 def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Calibration]) -> Reconstruction:
     """The reconstruction with half the width of its calibrated intervals, where a calibration holds for it; where one would if the
     method's settings were those that it was measured with, they are noted as `calibration_unfit`. None holds for draws that fit the data
-    worse than those that it was measured with: something about such a scan is different."""
+    worse than those that it was measured with: something about such a scan is different. That, and what else of the scan is in the
+    way, is noted as `calibration_refused`, in words."""
     if (
         result.std is None
         or result.mu_water_per_mm is None
@@ -316,10 +325,12 @@ def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Cal
     found = find(known, conditions)
     if found is None:
         changed = {k: list(values) for k, values in unfit(known, conditions).items()}
-        settings = result.settings | ({"calibration_unfit": changed} if changed else {})
-        return dataclasses.replace(result, settings=settings)
-    if trust.worse_fit(result.chi2_samples, found.chi2, problem):
-        return result
+        words = refusal(known, conditions)
+        settings = {"calibration_unfit": changed} if changed else {"calibration_refused": words} if words else {}
+        return dataclasses.replace(result, settings=result.settings | settings)
+    off = float(result.settings.get("inverse_photons", 0.0))
+    if words := trust.worse_fit(result.chi2_samples, found.chi2, problem, residual=found.residual, inverse_photons=off):
+        return dataclasses.replace(result, settings=result.settings | {"calibration_refused": words})
     half_width = found.half_width(result.std, result.mu_water_per_mm)
     settings = result.settings | {"calibration": dataclasses.asdict(found)}
     return dataclasses.replace(result, half_width=half_width, settings=settings)

@@ -54,35 +54,45 @@ def judgement(r: Reconstruction) -> str:
         )
     if r.chi2_samples is not None and r.settings.get("noise_std") != 0 and len(r.samples) > 1:
         chi2 = float(r.chi2_samples.mean())
-        lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, _n_data(r))}")
+        lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, *_data(r))}")
     elif r.chi2 is not None and r.settings.get("noise_std") != 0 and float(r.chi2.mean()) > HOPELESS:
         chi2 = float(r.chi2.mean())
-        lines.append(f"image: chi^2 {chi2:.3g}, {trust.verdict(chi2, _n_data(r))}")
+        lines.append(f"image: chi^2 {chi2:.3g}, {trust.verdict(chi2, *_data(r))}")
     if r.half_width is not None and r.mu_water_per_mm is not None:
         c = r.settings["calibration"]
         width = 1000 * float(r.half_width.median()) / r.mu_water_per_mm
         lines.append(
             f"interval: mean ± {width:.0f} HU (median) holds {c['level']:.0%} of the tissue, calibrated on {c['patients']} patients "
-            f"({c['coverage_after']:.0%} of those left out; {c['coverage_before']:.0%} by the draws alone)"
+            f"({c['coverage_after']:.0%} of those left out; {c['coverage_before']:.0%} by the draws alone){_on_own_data(c)}"
         )
     elif "calibration_unfit" in r.settings:
         lines.append(_unfit(r.settings))
     elif r.std is not None:
+        why = f" ({words})" if (words := r.settings.get("calibration_refused")) else ""
         lines.append(
-            "interval: not calibrated for such scans, the draws' spread may be too small; see `scoreinv calibrate`"
+            f"interval: not calibrated for such scans{why}, the draws' spread may be too small; see `scoreinv calibrate`"
         )
     if r.measured is not None:
         share = trust.support_map(r.measured, r.mean)
+        off = f"; data without noise count as {trust.LEAST_NOISE:.1%} off" if r.settings.get("noise_std") == 0 else ""
         lines.append(
             f"support: the data determine {float(share.mean()):.0%} of the structure (least in any tenth of the image: "
-            f"{float(share.flatten().quantile(0.1)):.0%}); the rest comes from the prior"
+            f"{float(share.flatten().quantile(0.1)):.0%}); the rest comes from the prior{off}"
         )
     return "\n".join(lines)
 
 
-def _n_data(r: Reconstruction) -> int:
-    """Of one image."""
-    return int(r.settings.get("n_data") or math.prod(r.settings.get("data_shape", [1])))
+def _data(r: Reconstruction) -> tuple[int, float]:
+    """How many data an image has, and the mean of 1 / N̂ where they are photons."""
+    n_data = int(r.settings.get("n_data") or math.prod(r.settings.get("data_shape", [1])))
+    return n_data, float(r.settings.get("inverse_photons") or 0.0)
+
+
+def _on_own_data(calibration: Mapping[str, Any]) -> str:
+    """What is to be said of a calibration without noise that cannot tell data of another origin."""
+    if calibration["conditions"]["relative_noise"] > 0 or calibration.get("residual") is not None:
+        return ""
+    return "; measured on data of the operator itself: of data that it does not explain exactly, as a scanner's, fewer may lie within"
 
 
 def _unfit(settings: Mapping[str, Any]) -> str:

@@ -7,7 +7,9 @@ constants; what is made best is the mean over patients of
     calibration  CRPS of the draws on the tissue (`metrics.crps`) [HU], the less the better. It is a proper score: draws from
                  the posterior have the least, whereas the PSNR is as good for draws that are all alike
 
-The first trial starts from the method's own constants. Trial k is proposed with the seed `seed + k`, and all see the same data and the same
+The method's own setting is measured first; where no trial is better, the record has no constants. The first trial starts from the own
+constants as far as they are numbers within the ranges: others (sigma_max of `proximal`, which follows from the problem) are
+proposed. Trial k is proposed with the seed `seed + k`, and all see the same data and the same
 noise, so a search that was interrupted ends as if it had not been.
 """
 
@@ -28,7 +30,7 @@ import torch
 
 from scoreinv import configure, metrics, plugins
 from scoreinv.baselines.tuned import noise_level
-from scoreinv.calibration import SIMILAR, TISSUE_HU
+from scoreinv.calibration import SIMILAR, SIMILAR_SHARE, TISSUE_HU
 from scoreinv.files.atomic import replacing
 from scoreinv.files.images import read_image_set
 from scoreinv.files.scan import Scan
@@ -91,7 +93,8 @@ def tune(
 
     Returns:
         A record as in scoreinv/baselines/tuned.json: `relative_noise`, `tau` (see `baselines.tuned`), the constants, whose names are
-        in `tuned`, the `settings` kept fixed, the objective's value, all trials in `grid`, and their `provenance`.
+        in `tuned` (none where the method's own are as good), the `settings` kept fixed, the objective's value, all trials in `grid`, and
+        their `provenance`.
 
     Raises:
         ValueError: unknown names, images without pixel size, a method without draws for "calibration", settings that the method
@@ -151,7 +154,7 @@ def tune(
 
 
 def save(path: Path, method: str, record: Mapping[str, Any]) -> None:
-    """Put a record into a file of them, in the place of an older one for the same noise and views."""
+    """Put a record into a file of them, in the place of an older one of the same noise, operator, objective, prior and fixed settings."""
     table = read_tuned(path) if path.exists() else {}
     others = [r for r in table.get(method, []) if not _alike(r, record)]
     table[method] = sorted([*others, dict(record)], key=lambda r: float(r["tau"]))
@@ -161,7 +164,9 @@ def save(path: Path, method: str, record: Mapping[str, Any]) -> None:
 
 def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     def conditions(r: Mapping[str, Any]) -> tuple[Any, ...]:
-        return r["relative_noise"], r["provenance"]["operator"], r["provenance"]["arguments"]
+        source = r.get("provenance", {})
+        made = [source.get(key) for key in ("operator", "arguments", "prior")]
+        return r["relative_noise"], *made, r["settings"], [name for name in OBJECTIVES if name in r]
 
     return conditions(a) == conditions(b)
 
@@ -182,17 +187,27 @@ def read_tuned(path: Path) -> dict[str, list[dict[str, Any]]]:
     raise ValueError(f"{path}: holds no tuned constants; make them with `scoreinv tune`")
 
 
-def tuned_settings(path: Path, scan: Scan, method: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The method of a file and its settings for a scan: of those that were tuned with its operator, else all, and of these with a
-    similar number of views, else the nearest, those at the nearest noise level. Warns where they are far.
+def tuned_settings(
+    path: Path,
+    scan: Scan,
+    method: str | None = None,
+    *,
+    objective: str | None = None,
+    prior_sha256: str | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """The method of a file and its settings for a scan: of those that were tuned with its operator, else all, of these with its prior,
+    within a similar arc and with a similar number of views, else the nearest, those at the nearest noise level, the last made. Warns
+    where they are far.
 
     Args:
         path: of `scoreinv tune`.
         scan: whose operator, data and noise are looked at, the noise estimated where the file does not state it.
         method: which one, where the file has several.
+        objective: that they were tuned for; by default PSNR, where the file has such records.
+        prior_sha256: checksum of the prior that will be used; without it priors are not compared.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_tuned`; or the file does not say which method.
+        FileNotFoundError, ValueError: see `read_tuned`; or the file does not say which method, or has nothing for the objective.
     """
     table = read_tuned(path)
     if method is None and len(table) == 1:
@@ -200,31 +215,61 @@ def tuned_settings(path: Path, scan: Scan, method: str | None = None) -> tuple[s
     if method not in table:
         what = "has several methods" if method is None else f"has nothing for {method!r}"
         raise ValueError(f"{path}: {what}: give --method, one of {', '.join(table)}")
+    rows = [r for r in table[method] if (objective or "psnr") in r]
+    if objective and not rows:
+        raise ValueError(
+            f"{path}: {method!r} was not tuned for {objective!r}: `scoreinv tune --objective {objective}` does so"
+        )
+    A = scan.problem.A
     tau = float(noise_level(known_noise(scan).flat(), scan.mu_water_per_mm).square().mean().sqrt())
-    row = min(table[method], key=lambda r: (*_unlike(r, scan.problem.A), abs(float(r["tau"]) - tau)))
-    other_operator, views = _unlike(row, scan.problem.A)
-    far = []
+    row = min(reversed(rows or table[method]), key=lambda r: (*_unlike(r, A, prior_sha256), abs(float(r["tau"]) - tau)))
+    other_operator, other_prior, arc, views = _unlike(row, A, prior_sha256)
+    far, source = [], row.get("provenance", {})
     if abs(row["tau"] - tau) > (SIMILAR - 1) * min(row["tau"], tau) + 1e-6:
         far.append(f"a noise of {row['tau']:.3g}, the scan has {tau:.3g} (tau of baselines/tuned.py)")
     if other_operator:
-        far.append(f"the operator {row['provenance']['operator']}, the scan is of {type(scan.problem.A).__name__}")
-    elif views > 0:
-        far.append(f"{row['provenance']['data_shape'][0]} views, the scan has {scan.problem.A.out_shape[0]}")
+        far.append(f"the operator {source['operator']}, the scan is of {type(A).__name__}")
+    if other_prior:
+        far.append(f"the prior {source['prior']['name']} ({source['prior']['sha256'][:8]}), this is {prior_sha256:.8}")
+    if arc > 0:
+        far.append(f"views within {_arc(source):.0%} of a whole scan's turn, the scan's are within {_covered(A):.0%}")
+    if views > 0:
+        far.append(f"{source['data_shape'][0]} views, the scan has {A.out_shape[0]}")
     if far:
-        warnings.warn(f"{path} was made at {'; at '.join(far)}: its constants may not suit", stacklevel=2)
+        warnings.warn(f"{path} was made with {'; with '.join(far)}: its constants may not suit", stacklevel=2)
     return method, row["settings"] | {key: row[key] for key in row["tuned"]}
 
 
-def _unlike(row: Mapping[str, Any], A: LinearOperator) -> tuple[bool, float]:
-    """Whether a record is of another operator, and by which factor (its logarithm) beyond a similar one of another number of views; records
-    that do not say are like any scan."""
+def _unlike(row: Mapping[str, Any], A: LinearOperator, prior_sha256: str | None) -> tuple[bool, bool, float, float]:
+    """Whether a record is of another operator and of another prior, how far beyond a similar one its arc is, and by which factor (its
+    logarithm) its number of views; records that do not say are like any scan."""
     provenance = row.get("provenance", {})
-    name, shape = provenance.get("operator"), provenance.get("data_shape")
+    name, shape, prior = (provenance.get(key) for key in ("operator", "data_shape", "prior"))
     other = name is not None and (
         name not in plugins.names("operators") or plugins.get("operators", name) is not type(A)
     )
+    other_prior = bool(prior and prior_sha256) and prior["sha256"] != prior_sha256
     views = 0.0 if other or not shape else abs(math.log(max(1, shape[0]) / max(1, A.out_shape[0])))
-    return other, max(0.0, views - math.log(SIMILAR))
+    made = None if other else _arc(provenance)
+    arc = 0.0 if made is None else abs(made - _covered(A))
+    return other, other_prior, max(0.0, arc - SIMILAR_SHARE), max(0.0, views - math.log(SIMILAR))
+
+
+def _covered(A: LinearOperator) -> float:
+    """Share of a turn within which the views of an operator lie, as `Conditions.arc`."""
+    return float(covered()) if (covered := getattr(A, "covered", None)) else 1.0
+
+
+def _arc(provenance: Mapping[str, Any]) -> float | None:
+    """That of a record's operator, which does not depend on the images; None where the record does not say."""
+    if provenance.get("arguments") is None or "operator" not in provenance:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _covered(configure.operator_for_image(provenance["operator"], (2, 2), 1.0, provenance["arguments"]))
+        except ValueError:  # of an operator for other images
+            return None
 
 
 def _score(
@@ -256,7 +301,7 @@ def _study(optuna: Any, storage: Path, conditions: Mapping[str, Any]) -> Any:
 
 
 def _own(method: str, searched: Mapping[str, Range]) -> dict[str, Any]:
-    """The method's own constants, as far as they lie in the ranges."""
+    """The method's own constants, as far as they are numbers in the ranges."""
     parameters = inspect.signature(plugins.get("methods", method)).parameters
     own = {k: parameters[k].default for k in searched}
     return {k: v for k, v in own.items() if isinstance(v, int | float) and searched[k].low <= v <= searched[k].high}
@@ -265,17 +310,19 @@ def _own(method: str, searched: Mapping[str, Range]) -> dict[str, Any]:
 def _record(
     study: Any, searched: Mapping[str, Range], conditions: Mapping[str, Any], cases: Sequence[Case]
 ) -> dict[str, Any]:
-    """The best trial, in the form of scoreinv/baselines/tuned.json."""
+    """The best trial, or the method's own setting if none is better, in the form of scoreinv/baselines/tuned.json."""
     finished = [t for t in study.trials if t.value is not None]
     objective = conditions["objective"]
+    own, best = study.user_attrs["own"], study.best_value
+    better = best > own if OBJECTIVES[objective] == "maximize" else best < own
     levels = [noise_level(case.scan.problem.flat(), MU_WATER_PER_MM) for case in cases]
     return {
         "relative_noise": conditions["relative_noise"],
         "tau": float(torch.cat(levels).square().mean().sqrt()),
-        "tuned": list(searched),
-        **study.best_trial.params,
+        "tuned": list(searched) if better else [],
+        **(study.best_trial.params if better else {}),
         "settings": conditions["settings"],
-        objective: round(study.best_value, 4),
+        objective: round(best if better else own, 4),
         "grid": [[t.params, round(t.value, 4)] for t in finished],
         "provenance": {
             "images": conditions["images"],
@@ -289,7 +336,7 @@ def _record(
                 "psnr": "mean PSNR [dB] on -1000..1000 HU mapped to [0, 1], range 1",
                 "calibration": "mean CRPS [HU] of the draws on the tissue",
             }[objective],
-            "untuned": round(study.user_attrs["own"], 4),
+            "untuned": round(own, 4),
             "trials": len(finished),
             "seed": conditions["seed"],
             "date": datetime.date.today().isoformat(),

@@ -25,10 +25,13 @@ from scoreinv.calibration import (
     conformal_factor,
     find,
     read_calibrations,
+    refusal,
     unfit,
     write_calibrations,
 )
+from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.presets import preset_named
+from scoreinv.report import judgement
 
 CONDITIONS = Conditions("ParallelBeamCT", "proximal", 4, "abc", 23, 0.005, {"n_levels": 30, "sigma_max": None})
 
@@ -104,7 +107,7 @@ def test_the_variance_is_pooled_over_neighbours(rng: torch.Generator) -> None:
     ("changes", "holds"),
     [({}, True), ({"n_views": 30}, True), ({"n_views": 60}, False), ({"relative_noise": 0.0}, False), ({"samples": 8}, False),
      ({"relative_noise": 0.007}, True), ({"operator": "FanBeamCT"}, False), ({"prior": "def"}, False), ({"method": "dds"}, False),
-     ({"arc": 0.95}, True), ({"arc": 1 / 3}, False),
+     ({"arc": 0.95}, True), ({"arc": 1 / 3}, False), ({"in_view": 0.95}, True), ({"in_view": 0.12}, False),
      ({"settings": {"n_levels": 30.0, "sigma_max": None}}, True), ({"settings": {"n_levels": 20, "sigma_max": None}}, False),
      ({"settings": {"n_levels": 30, "sigma_max": 3}}, False), ({"settings": {"n_levels": 30, "sigma_max": None, "x": 1}}, False)],
 )  # fmt: skip
@@ -122,6 +125,25 @@ def test_settings_that_are_in_the_way() -> None:
     assert unfit([c], asked) == {"samples": (4, 8), "n_levels": (30, 20)}
     assert unfit([c, nearer], asked) == {"n_levels": (30, 20)}
     assert unfit([c], CONDITIONS) == {} == unfit([c], dataclasses.replace(asked, n_views=60)) == unfit([], asked)
+
+
+def test_why_none_holds() -> None:
+    """What the nearest of the same method and prior differs in; nothing where there is none, or where settings alone differ."""
+    c = Calibration(CONDITIONS, 0.9, 2.0, 5.0, 14, 0.5, 0.9, 0.8)
+    noise_free = dataclasses.replace(c, conditions=dataclasses.replace(CONDITIONS, relative_noise=0.0))
+    asked = dataclasses.replace(CONDITIONS, relative_noise=0.0, in_view=0.12)
+    words = (
+        "the nearest calibration was measured with views that see 100% of the disc inscribed in the image and not 12%"
+    )
+    assert refusal([c, noise_free], asked) == words
+    assert "a noise of 0.005 of the mean of the data and not 0, views that see 100%" in refusal([c], asked)
+    asked = dataclasses.replace(CONDITIONS, n_views=60, arc=1 / 3)
+    assert refusal([c], asked).endswith("23 views and not 60, views within 100% of a whole scan's turn and not 33%")
+    assert refusal([c], dataclasses.replace(asked, prior="def")) == "" == refusal([c], CONDITIONS) == refusal([], asked)
+
+
+def test_files_that_say_nothing_of_the_detector_were_made_with_whole_ones() -> None:
+    assert all(c.conditions.in_view == 1 and c.residual is None for c in read_calibrations())
 
 
 def test_the_shipped_ones_are_of_the_defaults_and_files_without_settings_too(tmp_path: Path) -> None:
@@ -147,6 +169,28 @@ def test_files_of_calibrations(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"bad\.json: holds no calibrations"):
             read_calibrations(tmp_path / "bad.json")
     assert isinstance(read_calibrations(), list)
+
+
+def test_a_noise_free_calibration_knows_what_its_draws_leave_of_the_data(tmp_path: Path) -> None:
+    """Their relative residual; of one that does not, the report says on which data it was measured."""
+    hu = np.random.default_rng(0).normal(0, 100, (10, 4, 4)).repeat(4, axis=1).repeat(4, axis=2).astype(np.int16)
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["hu"], file["patient"], file["pixel_mm"] = hu, [f"p{k}" for k in range(10)], np.full(10, 2.0)
+    short = {"n_levels": 2, "draw_levels": 1}
+    found = calibrate([tmp_path / "v.h5"], "parallel_beam_ct", {"n_views": 6}, relative_noise=0.0, settings=short)
+    assert found.chi2 == 1.0 and found.residual is not None and 0 < found.residual < 0.2
+    write_calibrations(tmp_path / "c.json", [found])
+    assert read_calibrations(tmp_path / "c.json") == [found]
+    x = torch.full((1, 8, 8), 0.02)
+    for residual, said in ((found.residual, False), (None, True)):
+        settings = {"calibration": dataclasses.asdict(dataclasses.replace(found, residual=residual)), "noise_std": 0.0}
+        words = judgement(Reconstruction(x, None, settings, 0, 2.0, 0.0193, half_width=torch.full((8, 8), 0.001)))
+        assert ("measured on data of the operator itself" in words) == said
+
+
+def test_the_report_says_why_no_calibration_holds() -> None:
+    refused = Reconstruction(torch.rand(4, 8, 8), None, {"calibration_refused": "the nearest was of 23 views"}, 0)
+    assert "not calibrated for such scans (the nearest was of 23 views), the draws' spread" in judgement(refused)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 1.5, 90.0, -0.1])

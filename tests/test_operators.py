@@ -246,6 +246,25 @@ def test_the_share_of_a_turn_that_views_cover(arc: float, parallel: float, fan: 
     assert [A.covered() for A in made] == pytest.approx([parallel, fan])
 
 
+@pytest.mark.parametrize(("cells", "offset"), [(16, 0.0), (11, 0.0), (11, 1.5), (5, 0.0), (3, 9.0)])
+def test_the_share_of_the_image_that_every_view_sees(cells: int, offset: float) -> None:
+    """Against points of the inscribed disc that are projected one by one, in many views; a detector that misses the axis sees nothing."""
+    points = [complex(x, y) for x in np.linspace(-6, 6, 121) for y in np.linspace(-6, 6, 121) if abs(complex(x, y)) < 6]
+    turned = np.array(points) * np.exp(-1j * np.array(equispaced_angles(90, TURN)))[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # data are missing
+        made = (
+            (ParallelBeamCT((12, 16), [0.0], cells, detector_offset_mm=offset), turned.real),
+            (
+                FanBeamCT((12, 16), [0.0], cells, 15.0, 4.0, detector_offset_mm=offset),
+                turned.real * 19 / (15 + turned.imag),
+            ),
+        )
+    for A, at in made:
+        inside = (np.abs(at - offset) < cells / 2).all(axis=0)
+        assert A.in_view() == pytest.approx(inside.mean(), abs=0.02)
+
+
 def test_angles_come_in_any_form() -> None:
     angles = equispaced_angles(5)
     for form in (list(angles), np.array(angles), torch.tensor(angles, dtype=torch.float64)):

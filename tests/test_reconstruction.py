@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from torch import Generator, Tensor
 
 import scoreinv as si
+from scoreinv import metrics
 from scoreinv.calibration import Calibration
+from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.slices import open_slices
-from scoreinv.operators import Masking, ParallelBeamCT, equispaced_angles
+from scoreinv.operators import GeometryWarning, Masking, ParallelBeamCT, equispaced_angles
 from scoreinv.posterior.dds import DDS
 from scoreinv.posterior.proximal import Proximal
-from scoreinv.reconstruction import conditions_of, known_noise
+from scoreinv.reconstruction import conditions_of, known_noise, with_intervals
 from scoreinv.report import judgement
 from scoreinv.volume import reconstruct_volume
 
@@ -60,6 +63,49 @@ def test_intervals_are_not_those_of_another_prior() -> None:
     of_it = Calibration(conditions_of(problem(), found), 0.9, 2.0, 10.0, 14, 0.8, 0.9, 0.9)
     again = si.reconstruct(problem(), "proximal", prior=gaussian, calibrations=[of_it], **how)
     assert again.half_width is None and "calibration_unfit" not in again.settings
+
+
+def as_of_a_file(p: si.Problem) -> Reconstruction:
+    """Draws with a prior that calibrations can name."""
+    how: dict[str, Any] = {"samples": 2, "settings": {"n_levels": 3, "draw_levels": 2}, "calibrations": ()}
+    found = si.reconstruct(p, "proximal", prior=gaussian, **how)
+    return dataclasses.replace(found, settings=found.settings | {"prior": {"name": "g", "sha256": "abc"}})
+
+
+def test_intervals_are_not_those_of_a_detector_that_sees_more() -> None:
+    whole, found = problem(), as_of_a_file(problem())
+    known = Calibration(conditions_of(whole, found), 0.9, 2.0, 10.0, 14, 0.8, 0.9, 0.9, chi2=1e9)
+    assert known.conditions.in_view == 1 and with_intervals(found, whole, [known]).half_width is not None
+    with pytest.warns(GeometryWarning):
+        A = ParallelBeamCT((16, 16), whole.A.angles, 8, 8.0, 8.0)  # type: ignore[attr-defined]
+    truncated = si.simulate(A, torch.as_tensor(whole.truth), Generator().manual_seed(0), relative_noise=0.01)
+    refused = with_intervals(as_of_a_file(truncated), truncated, [known])
+    assert refused.half_width is None and "calibration_unfit" not in refused.settings
+    assert "that see 100% of the disc inscribed in the image and not 25%), the draws' spread" in judgement(refused)
+
+
+def test_noise_free_intervals_are_not_those_of_data_that_draws_explain_better() -> None:
+    exact = si.simulate(problem().A, torch.as_tensor(problem().truth), Generator())
+    found = as_of_a_file(exact)
+    left = float(torch.as_tensor(found.chi2_samples).mean())
+    known = Calibration(conditions_of(exact, found), 0.9, 2.0, 10.0, 14, 0.8, 0.9, 0.9, residual=left)
+    assert with_intervals(found, exact, [known]).half_width is not None
+    refused = with_intervals(found, exact, [dataclasses.replace(known, residual=left / 4)])
+    assert refused.half_width is None and "(the draws leave a relative residual of" in judgement(refused)
+
+
+def test_few_photons_are_judged_as_photons() -> None:
+    """One photon a ray: what the true image leaves of the data is consistent with them, and not over-fitted."""
+    A, truth = ParallelBeamCT((16, 16), equispaced_angles(40), 23, 1.0, 1.0), torch.full((16, 16), WATER)
+    p = si.simulate_counts(A, truth, Generator().manual_seed(0), photons=1.0)
+
+    def exact(given: si.Problem, rng: Generator) -> Tensor:
+        return torch.stack([truth, truth])
+
+    found = si.reconstruct(p, exact)
+    assert found.settings["inverse_photons"] == pytest.approx(float(A(truth).exp().mean()), rel=1e-3)
+    assert float(torch.as_tensor(found.chi2_samples).mean()) == pytest.approx(1, abs=0.2)
+    assert float(metrics.chi_squared(p, truth)) < 0.7 and "consistent: the images explain" in judgement(found)
 
 
 def test_a_method_that_has_been_built() -> None:

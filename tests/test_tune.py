@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import inspect
 import json
 import math
@@ -18,12 +19,13 @@ from torch import Generator, Tensor
 from scoreinv import metrics, plugins
 from scoreinv.cli import main
 from scoreinv.files.reconstruction import read_reconstruction
+from scoreinv.files.scan import Scan
 from scoreinv.priors.shipped import identity
 from scoreinv.problem import Problem
 from scoreinv.ranges import RANGES, Range, parse_ranges, ranges_of
 from scoreinv.reconstruction import reconstruct
 from scoreinv.simulation import simulate_scan
-from scoreinv.tune import read_tuned, tune, tuned_settings
+from scoreinv.tune import read_tuned, save, tune, tuned_settings
 
 
 class Shrunk:
@@ -78,6 +80,37 @@ def test_finds_the_best_constant(optuna: Any, shrunk: None, data: Path) -> None:
     assert len(source["images"]) == 64 and {"scoreinv", "torch", "optuna"} <= set(source["version"])
 
 
+def test_no_constants_where_the_own_are_better(optuna: Any, shrunk: None, data: Path, tmp_path: Path) -> None:
+    """The best share is 0.3, the method's own 0.6, which the range leaves out; the spread of 0 cannot be beaten."""
+    found = search(data, 4, ranges={"spread": Range(0.5, 1.0)})
+    assert found["tuned"] == [] and "spread" not in found and len(found["grid"]) == 4
+    assert found["psnr"] == found["provenance"]["untuned"] > max(value for _, value in found["grid"])
+    save(tmp_path / "t.json", "shrunk", found)
+    np.save(tmp_path / "x.npy", np.zeros((16, 16), np.int16))
+    scan = simulate_scan(tmp_path / "x.npy", "parallel_beam_ct", {"n_views": 6}, pixel_mm=2.0, relative_noise=0.01)
+    assert tuned_settings(tmp_path / "t.json", dataclasses.replace(scan, noise_known=True)) == ("shrunk", {})
+
+
+def test_the_command_says_that_the_own_constants_are_kept(
+    optuna: Any, shrunk: None, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "tune",
+        "shrunk",
+        str(data),
+        "--views",
+        "6",
+        "--noise",
+        "0.01",
+        "--trials",
+        "2",
+        "--range",
+        "spread=0.5:1",
+    ]
+    assert main([*command, "--out", str(tmp_path / "t.json")]) == 0
+    assert "its own constants are kept" in capsys.readouterr().out
+
+
 def test_a_search_that_was_interrupted_ends_as_if_it_had_not_been(optuna: Any, shrunk: None, data: Path) -> None:
     whole = search(data, 14, "whole")
     search(data, 5, "parts")
@@ -91,7 +124,7 @@ def test_calibration_rewards_draws_as_wide_as_the_error(optuna: Any, shrunk: Non
     more: dict[str, Any] = {"ranges": {"spread": Range(0.001, 1.0, log=True)}, "samples": 8, "settings": {"share": 0.4}}
     wide = search(data, 25, objective="calibration", **more)
     narrow = search(data, 25, **more)
-    assert 0.03 < wide["spread"] < 0.3 and narrow["spread"] < 0.03
+    assert 0.03 < wide["spread"] < 0.3 and narrow["tuned"] == []  # its own, none
     assert wide["settings"] == {"share": 0.4, "samples": 8} and "psnr" not in wide
     with pytest.raises(ValueError, match="give --samples 4 or more"):
         search(data, 3, objective="calibration", ranges={"spread": Range(0.1, 0.2)})
@@ -150,7 +183,7 @@ def test_tuned_constants_reach_a_reconstruction(
     optuna: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, scan = tmp_path / "tuned.json", tmp_path / "scan.h5"
-    small = ["--set", "max_iterations=20", "--range", "weight=1e-3:0.1:log", "--patients", "2"]
+    small = ["--set", "max_iterations=20", "--range", "weight=0.02:0.3:log", "--patients", "2"]
     command = ["tune", "fista_tv", str(data), "--views", "8", "--noise", "0.002", "0.05", "--trials", "3", *small]
     assert main([*command, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -227,6 +260,75 @@ def test_the_record_of_the_nearest_scanner_is_taken(tmp_path: Path) -> None:
     path.write_text(json.dumps({"methods": {"fista_tv": rows[3:]}}))
     with pytest.warns(UserWarning, match="the operator gone, the scan is of ParallelBeamCT"):
         assert weight("parallel_beam_ct", 20) == 3.1
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_command_compares_the_prior(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a slice, and of a volume."""
+    scan, path = tmp_path / "scan.h5", tmp_path / "t.json"
+    other = record(1.0, prior={"name": "b", "sha256": 64 * "b"})
+    save(path, "proximal", other | {"tuned": [], "settings": {"n_levels": 2, "samples": 1}})
+    np.save(tmp_path / "x.npy", np.zeros((2, 16, 16), np.int16))
+    simulate = ["simulate", str(tmp_path / "x.npy"), "--pixel-mm", "2", "--views", "60", "--noise", "0"]
+    assert main([*simulate, "--out", str(scan)]) == 0
+    for more in ([], ["--slices", "0"]):
+        capsys.readouterr()
+        command = ["reconstruct", str(scan), "--tuned", str(path), *more, "--out", str(tmp_path / f"r{len(more)}.h5")]
+        assert main(command) == 0
+        assert f"the prior b (bbbbbbbb), this is {identity()['sha256'][:8]}" in capsys.readouterr().err
+
+
+def record(weight: float, objective: str = "psnr", **more: Any) -> dict[str, Any]:
+    """Of 60 views, noise-free; `more` belongs to its provenance."""
+    made = {"operator": "parallel_beam_ct", "arguments": {"n_views": 60}, "data_shape": [60, 23], "prior": None} | more
+    return {
+        "relative_noise": 0.0, "tau": 0.0, "tuned": ["weight"], "weight": weight, "settings": {}, objective: 1.0, "provenance": made,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def within_100_degrees(tmp_path: Path) -> Scan:
+    np.save(tmp_path / "x.npy", np.zeros((16, 16), np.int16))
+    return simulate_scan(tmp_path / "x.npy", "parallel_beam_ct", {"n_views": 60, "arc": 1.745}, pixel_mm=2.0)
+
+
+def test_the_record_of_the_nearest_arc_is_taken(tmp_path: Path, within_100_degrees: Scan) -> None:
+    path, limited = tmp_path / "t.json", {"n_views": 60, "arc": 1.745}
+    save(path, "fista_tv", record(1.0))
+    with pytest.warns(UserWarning, match="within 100% of a whole scan's turn, the scan's are within 56%"):
+        assert tuned_settings(path, within_100_degrees)[1]["weight"] == 1.0
+    save(path, "fista_tv", record(2.0, arguments=limited))
+    save(path, "fista_tv", record(3.0, arguments={"mask": 1}))  # says nothing of an arc
+    save(path, "fista_tv", record(4.0))
+    assert [r["weight"] for r in read_tuned(path)["fista_tv"]] == [2.0, 3.0, 4.0]
+    save(path, "fista_tv", record(5.0, arguments=limited))
+    assert tuned_settings(path, within_100_degrees)[1]["weight"] == 5.0
+
+
+def test_records_of_several_objectives_and_priors_live_side_by_side(tmp_path: Path, within_100_degrees: Scan) -> None:
+    path, scan = tmp_path / "t.json", within_100_degrees
+    here = {"arguments": {"n_views": 60, "arc": 1.745}}
+    a, b = ({"name": name, "sha256": 64 * name} for name in "ab")
+    made = (
+        record(1.0, prior=a, **here), record(2.0, prior=b, **here), record(3.0, "calibration", prior=b, **here),
+        record(4.0, prior=a, **here) | {"settings": {"samples": 8}},
+    )  # fmt: skip
+    for row in made:
+        save(path, "proximal", row)
+    save(path, "proximal", record(5.0, prior=a, **here))  # in the place of the first
+
+    def weight(**more: Any) -> float:
+        return float(tuned_settings(path, scan, **more)[1]["weight"])
+
+    assert {r["weight"] for r in read_tuned(path)["proximal"]} == {2.0, 3.0, 4.0, 5.0}
+    assert weight() == weight(prior_sha256=a["sha256"]) == 5.0 and weight(prior_sha256=b["sha256"]) == 2.0
+    assert weight(objective="calibration") == 3.0
+    with pytest.warns(UserWarning, match=r"the prior b \(bbbbbbbb\), this is aaaaaaaa"):
+        assert weight(objective="calibration", prior_sha256=a["sha256"]) == 3.0
+    path.write_text(json.dumps({"methods": {"proximal": [made[2]]}}))
+    assert weight() == 3.0
+    with pytest.raises(ValueError, match="'proximal' was not tuned for 'psnr'"):
+        weight(objective="psnr")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"methods": 3}', '{"methods": {"sirt": [{"tau": 1}]}}'])

@@ -167,6 +167,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
     from scoreinv.files.dxchange import read_any_scan
     from scoreinv.files.reconstruction import check_writable, write_reconstruction
     from scoreinv.pictures import picture_format
+    from scoreinv.priors.shipped import identity
     from scoreinv.reconstruction import reconstruct
     from scoreinv.report import draw, judgement, summary
     from scoreinv.tune import tuned_settings
@@ -201,7 +202,11 @@ def _reconstruct(a: argparse.Namespace) -> None:
         scan = dataclasses.replace(
             scan, problem=dataclasses.replace(scan.problem, noise_std=a.noise_std, counts=None), noise_known=True
         )
-    method, tuned = (a.method, {}) if a.tuned is None else tuned_settings(a.tuned, scan, a.method)
+    method, tuned = (
+        (a.method, {})
+        if a.tuned is None
+        else tuned_settings(a.tuned, scan, a.method, prior_sha256=identity(a.prior)["sha256"])
+    )
     result = reconstruct(
         scan,
         method,

@@ -8,6 +8,8 @@ from typing import Any
 
 from scoreinv.cli.options import add_operator, add_prior, check_device, operator_arguments
 
+UNITS = {"psnr": "dB", "calibration": "HU (CRPS)"}
+
 
 def add_tune(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
@@ -62,8 +64,11 @@ def _tune(a: argparse.Namespace) -> None:
         )  # fmt: skip
         save(a.out, a.method, found)
         constants = ", ".join(f"{key} {found[key]:.4g}" for key in found["tuned"])
-        value, own = found[a.objective], found["provenance"]["untuned"]
-        unit = {"psnr": "dB", "calibration": "HU (CRPS)"}[a.objective]
-        print(
-            f"{a.out}: {a.method} at {100 * noise:g} % noise: {constants}: {value:.4g} {unit}, with its own constants {own:.4g}"
+        own, trials = found["provenance"]["untuned"], found["provenance"]["trials"]
+        value = f"{found[a.objective]:.4g} {UNITS[a.objective]}"
+        words = (
+            f"{constants}: {value}, with its own constants {own:.4g}"
+            if constants
+            else f"its own constants are kept, {value}: none of {trials} trials is better"
         )
+        print(f"{a.out}: {a.method} at {100 * noise:g} % noise: {words}")

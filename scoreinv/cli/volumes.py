@@ -29,6 +29,7 @@ def reconstruct_volume(a: argparse.Namespace, out: Path, how: dict[str, Any]) ->
     from scoreinv import volume
     from scoreinv.files.slices import open_slices
     from scoreinv.files.volume import opened, summary
+    from scoreinv.priors.shipped import identity
     from scoreinv.progress import bar
     from scoreinv.tune import tuned_settings
 
@@ -39,7 +40,9 @@ def reconstruct_volume(a: argparse.Namespace, out: Path, how: dict[str, Any]) ->
     which = slices_of(":" if a.slices is None else a.slices, len(slices))
     method, settings = a.method, how.pop("settings")
     if a.tuned is not None:
-        method, tuned = tuned_settings(a.tuned, volume.look(slices, a.noise_std), a.method)
+        method, tuned = tuned_settings(
+            a.tuned, volume.look(slices, a.noise_std), a.method, prior_sha256=identity(a.prior)["sha256"]
+        )
         settings = tuned | settings
     with pool_of(a) as pool, bar(a.scan.stem, len(which)) as progress:
         mapper: volume.Mapper = volume.one_by_one if pool is None else pool.computed
