@@ -2,7 +2,7 @@
 scoreinv/baselines/tuned.json.
 
 One middle slice a patient, 256 x 256; parallel beam, 23 views over 180 degrees (end point left out), 363 detectors as
-wide as the pixels; noise-free and with Gaussian noise of 0.5 % of mean |y|. The criterion is the mean over patients
+wide as the pixels; noise-free and with Gaussian noise of some per cent of mean |y|. The criterion is the mean over patients
 of the PSNR on the window of −1000 to 1000 HU mapped to [0, 1], range 1. Every method is tuned by this protocol, each
 noise level on its own:
 
@@ -10,7 +10,7 @@ noise level on its own:
     SIRT, CGLS      one run scores every number of iterations (the mean's maximum, not each patient's)
     FISTA           a grid over log10(weight), then golden-section search around its best point
 
-    SCOREINV_DATA=... python benchmarks/tune_baselines.py --patients 14 --refine 4
+    SCOREINV_DATA=... python benchmarks/tune_baselines.py --patients 14 --refine 4      # the commands behind tuned.json are in it
 
 The data come from the operator that reconstructs, which for noise-free data is an inverse crime. With --finer-grid they come from images
 of 512 x 512 (those of ct/val_512.h5 for the patients that it has, else interpolated with their means kept), by areas, as in paper.toml.
@@ -72,6 +72,8 @@ def best_count(name: str, problems: list[Problem], most: int) -> dict[str, Any]:
         curves.append(curve + curve[-1:] * (most - len(curve)))
     mean = np.mean(curves, axis=0)
     best = int(mean.argmax())
+    if best == most - 1:
+        print("        WARNING: the best number of iterations is the largest tried: raise --most-iterations")
     grid = [
         [k, round(float(mean[k - 1]), 3)]
         for k in sorted({1, 2, 5, 10, 20, 30, 50, 100, 200, most, best + 1})

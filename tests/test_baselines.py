@@ -71,7 +71,11 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "fbp": [{"tau": 0.0, "window": "ramp"}, {"tau": 0.02, "window": "hann"}],
         "sirt": [{"tau": 0.0, "iterations": 100}, {"tau": 0.02, "iterations": 25}],
         "cgls": [{"tau": 0.0, "iterations": 16}, {"tau": 0.02, "iterations": 4}],
-        "fista_tv": [{"tau": 0.0, "weight": 0.001}, {"tau": 0.02, "weight": 0.004}],
+        "fista_tv": [
+            {"tau": 0.0, "weight": 0.001},
+            {"tau": 0.02, "weight": 0.004},
+            {"tau": 0.08, "weight": 0.032},
+        ],
         "fista_wavelet": [{"tau": 0.0, "weight": 0.001}],
     }
     path = tmp_path / "tuned.json"
@@ -424,10 +428,26 @@ def test_fbp_asks_the_operator_and_picks_its_window_by_noise() -> None:
 # tuned settings
 
 
-def test_tuned_weight_is_linear_in_the_noise_power() -> None:
-    tau = torch.tensor([0.0, 0.01, 0.02, 0.2]).double()
-    torch.testing.assert_close(tuned.weight("fista_tv", tau), torch.tensor([0.001, 0.00175, 0.004, 0.4]).double())
-    torch.testing.assert_close(tuned.weight("fista_wavelet", tau), torch.full((4,), 0.001).double())
+def test_tuned_weight_is_a_power_of_the_noise() -> None:
+    """And linear in the noise power below the lowest level that has noise."""
+    tau = torch.tensor([0.0, 0.01, 0.02, 0.04, 0.08, 0.32]).double()
+    expected = torch.tensor([0.001, 0.00175, 0.004, 0.004 * 2**1.5, 0.032, 0.032 * 4**1.5]).double()
+    torch.testing.assert_close(tuned.weight("fista_tv", tau), expected)
+    torch.testing.assert_close(tuned.weight("fista_wavelet", tau), torch.full((6,), 0.001).double())
+
+
+def test_tuned_weight_of_noise_that_is_not_uniform() -> None:
+    """The root mean square counts; twice as much data of nearly no weight change the image hardly, and so the weight on data and image."""
+    A = few_sums()
+    one = A(blocks()).double()
+    std = torch.where(torch.arange(one.shape[-1]) % 2 == 0, 0.01, 0.03).double().expand(one.shape)
+    rms = float(std.square().mean().sqrt())
+    scale = 0.0193 * mean_column_square(A) ** 0.5
+    tau = tuned.noise_level(Problem(A, one, std), 0.0193)
+    torch.testing.assert_close(tau, torch.full_like(tau, rms / scale))
+    weight = float(tuned.weight("fista_tv", tau)[0]) * (0.01 / rms) ** 2
+    own, given = (replace(FistaTV(max_iterations=20), weight=w)(Problem(A, one, std), RNG) for w in (None, weight))
+    torch.testing.assert_close(own, given)
 
 
 def test_tuned_counts_and_windows() -> None:

@@ -5,8 +5,9 @@ With v = x / unit and b = y / unit (unit = μ_water for CT, so that v = 1 + HU /
     F(v) = ‖W^½ (A v − b)‖² / (2 c) + weight · R(v),      c = ‖A‖_F² / n (solvers.mean_column_square), W = (min σ / σᵢ)²
 
 c grows with the number of views and hardly depends on the size of the image, R is a sum over pixels: one weight
-serves all sizes, view counts and units. For data of noise σ, Bayes' rule has weight = β τ² with β the prior's
-strength and τ = σ / (unit √c), the dimensionless noise level at which tuned weights are looked up (tuned.py).
+serves all sizes, view counts and units. Tuned weights are looked up at the dimensionless noise level τ = σ / (unit √c)
+(tuned.py). Where the noise is not uniform, σ is its root mean square, and the weight is that of σ times the harmonic mean
+of W, by which the data term falls short of that of data of noise σ.
 
 FISTA: Beck & Teboulle 2009, doi:10.1137/080716542, eq. 4.1-4.3; monotone as their MFISTA
 (doi:10.1109/TIP.2009.2028250), with the momentum restarted after each refused step (O'Donoghue & Candès 2015,
@@ -148,7 +149,8 @@ class _Misfit:
         self.A, self.b, self.unit = problem.A, problem.y / unit, unit
         self.w, sigma = noise_weights(problem)
         self.c = mean_column_square(problem.A)
-        self.tau = sigma / (unit * self.c**0.5)
+        self.tau = tuned.noise_level(problem, unit)
+        self.share = torch.ones_like(sigma) if self.w is None else 1 / (1 / self.w).flatten(1).mean(1)
 
     def weighted(self, r: Tensor) -> Tensor:
         return r if self.w is None else self.w * r
@@ -202,7 +204,7 @@ def _continued(weight: Tensor, step: float, progress: float) -> Tensor:
 def _weight(method: str, weight: float | None, misfit: _Misfit) -> Tensor:
     """The weight of each member: (batch,)."""
     if weight is None:
-        return tuned.weight(method, misfit.tau)
+        return tuned.weight(method, misfit.tau) * misfit.share
     return torch.full_like(misfit.tau, weight)
 
 

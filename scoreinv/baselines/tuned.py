@@ -1,9 +1,12 @@
 """Settings tuned on validation patients (tuned.json, written by benchmarks/tune_baselines.py), looked up by the noise
 level τ.
 
-τ = σ / (unit √c) is the dimensionless noise of fista.py. Between and beyond the tuned levels
+τ = σ / (unit √c) is the dimensionless noise of fista.py, σ the root mean square of the noise of the data. Between and beyond the
+tuned levels
 
-    weight      is linear in τ²: weight = β τ² is Bayes' rule, and what is left at τ = 0 stands for the missing views
+    weight      ln weight is linear in ln τ, also beyond the highest level; below the lowest but 0 the weight is linear in τ², and
+                what is left at τ = 0 stands for the missing views. (Bayes' rule, weight = β τ², smooths noisy data too much: the PSNR is
+                best with weights that grow like τ to the power of 1.2 to 1.5)
     iterations  ln n is linear in τ, constant beyond the ends
     window      is that of the nearest level
 """
@@ -11,6 +14,7 @@ level τ.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from pathlib import Path
@@ -28,18 +32,21 @@ PATH = Path(__file__).with_name("tuned.json")
 
 def noise_level(problem: Problem, unit: float) -> Tensor:
     """τ of every member of a problem with one batch dimension: (batch,)."""
-    tau: Tensor = noise_weights(problem)[1] / (unit * mean_column_square(problem.A) ** 0.5)
+    w, least = noise_weights(problem)
+    sigma = least if w is None else least * (1 / w).flatten(1).mean(1).sqrt()
+    tau: Tensor = sigma / (unit * mean_column_square(problem.A) ** 0.5)
     return tau
 
 
 def weight(method: str, tau: Tensor) -> Tensor:
-    """The tuned weight for each noise level, shaped and typed like tau."""
+    """The tuned weight for each noise level, of data of equal noise; shaped and typed like tau."""
     levels, weights = _table(method, "weight")
-    squares = np.square(levels)
-    x = tau.detach().cpu().double().numpy() ** 2
-    found = np.interp(x, squares, weights)
-    beyond = x > squares[-1]
-    found[beyond] = weights[-1] * x[beyond] / squares[-1] if squares[-1] > 0 else weights[-1]
+    x = tau.detach().cpu().double().numpy()
+    found = np.interp(x**2, np.square(levels), weights)
+    positive = [(math.log(t), math.log(w)) for t, w in zip(levels, weights, strict=True) if t > 0]
+    for (t0, w0), (t1, w1) in itertools.pairwise(positive):
+        above = x >= math.exp(t0)
+        found[above] = np.exp(w0 + (w1 - w0) / (t1 - t0) * (np.log(x[above]) - t0))
     return torch.from_numpy(found).to(tau)
 
 
