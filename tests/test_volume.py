@@ -470,6 +470,9 @@ def test_a_damaged_chunk_is_an_error_of_its_slice(
         assert "1 of " in said and "Traceback" not in said
         with opened(out) as volume:
             assert np.flatnonzero(~volume.done).tolist() == [k]
+            (out / "mean" / "c" / "5" / "0" / "0").write_bytes(b"garbage")
+            with pytest.raises(ValueError, match=r"recon.zarr, slice 5: a chunk of mean is damaged"):
+                volume.image("mean", 5)
         shutil.rmtree(out)
 
 

@@ -302,12 +302,9 @@ def _values(array: Any, where: str, k: int | None = None) -> np.ndarray:
     if isinstance(array, h5py.Dataset):
         return np.asarray(array[part])
     name = array.name.strip("/")
-    try:
+    with decoding(where, name):
         missing = _missing_chunks(array, k)
         values = np.asarray(array[part])
-    except Exception as error:  # codecs have no exception in common
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise ValueError(f"{where}: a chunk of {name} is damaged: copy or write it again ({why})") from error
     fill = array.fill_value
     if missing:
         raise ValueError(
@@ -320,6 +317,16 @@ def _values(array: Any, where: str, k: int | None = None) -> np.ndarray:
             "is what it should hold"
         )
     return values
+
+
+@contextlib.contextmanager
+def decoding(where: str, name: str) -> Iterator[None]:
+    """Turn whatever Zarr's codecs raise, which have no exception in common, into a ValueError that names the array."""
+    try:
+        yield
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise ValueError(f"{where}: a chunk of {name} is damaged: copy or write it again ({why})") from error
 
 
 def _missing_chunks(array: Any, k: int | None) -> list[str]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from scoreinv.files import hdf5
 from scoreinv.files.atomic import replacing
-from scoreinv.files.slices import import_zarr, is_zarr, open_zarr
+from scoreinv.files.slices import decoding, import_zarr, is_zarr, open_zarr
 from scoreinv.files.versions import package_version, versions
 
 FORMAT = "scoreinv-volume-1"
@@ -73,13 +73,14 @@ class VolumeFile:
         """One image of slice k, (H, W) [1/mm].
 
         Raises:
-            ValueError: there is no such image.
+            ValueError: there is no such image, or it is damaged.
         """
         if name not in self.names:
             raise ValueError(f"{self.path}: has no {name}, it has {', '.join(self.names)}")
         if not 0 <= k < len(self) or not self.group["done"][k]:
             raise ValueError(f"{self.path}: slice {k} is not there; `done` says which are")
-        return np.asarray(self.group[name][k])
+        with decoding(f"{self.path}, slice {k}", name):
+            return np.asarray(self.group[name][k])
 
     def figures(self, name: str) -> np.ndarray:
         """One of `FIGURES` of every slice, (slices,); NaN where a slice is not there."""
