@@ -30,6 +30,7 @@ from scoreinv.study import (
     run,
     table,
 )
+from scoreinv.study.report import content
 from scoreinv.study.report_statistics import mean_interval, paired, problems
 from scoreinv.study.tables import current
 
@@ -83,6 +84,18 @@ def test_other_weights_under_the_same_name_are_other_cells(tmp_path: Path) -> No
     own.unlink()
     with pytest.raises(ValueError, match=r"w\.toml:9: .*no such file"):
         read_sweep(path)
+
+
+def test_a_report_says_what_is_not_there_yet(tmp_path: Path) -> None:
+    path = toml(tmp_path / "sub" / "w.toml", BASE + '[[method]]\nsweep.name = ["fbp", "sirt", "cgls"]\n')
+    command = ["bench", str(path), "--out", str(tmp_path / "store"), "--quiet"]
+    for some, words in ((["--limit", "1"], "without a row yet: 2."), ([], "")):
+        assert main([*command, *some]) == 0
+        assert main(["report", str(tmp_path / "store")]) == 0
+        said = (tmp_path / "store" / "report.md").read_text()
+        assert words in said and ("without a row" in said) == bool(words)
+    (tmp_path / "store" / "sweep.toml").unlink()
+    assert content(tmp_path / "store")["absent"] is None
 
 
 def test_priors_are_looked_at_though_no_method_takes_one(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ function argumentsOf(name, rows) {
 
 function start() {
   const s = data.settings, failed = data.failed.length;
-  $("about").textContent = `${data.rows} rows${failed ? `, ${failed} failed` : ""}${data.outdated ? `, ${data.outdated} of images that have changed since left out` : ""}, computed ${s.first ?? "?"} to ${s.last ?? "?"}. Page made ${data.made} by scoreinv ${data.scoreinv}.`;
+  $("about").textContent = `${data.rows} rows${failed ? `, ${failed} failed` : ""}${data.outdated ? `, ${data.outdated} of images that have changed since left out` : ""}${data.absent ? `, ${data.absent} cells of the sweep without a row yet` : ""}, computed ${s.first ?? "?"} to ${s.last ?? "?"}. Page made ${data.made} by scoreinv ${data.scoreinv}.`;
   options($("problem"), [["", "all"], ...data.problems.map((p, k) => [k, p.short])], "");
   options($("figure"), ["psnr", "ssim", "rmse_hu"].map((k) => [k, figures[k].words]), "psnr");
   $("problem").addEventListener("change", (e) => { state.problem = e.target.value; drawTable(); drawCharts(); });

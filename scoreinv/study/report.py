@@ -22,10 +22,11 @@ from scoreinv.files.atomic import replacing
 from scoreinv.files.reconstruction import check_writable
 from scoreinv.files.versions import package_version
 from scoreinv.study.report_images import IMAGES_MIB, add_coverage, images
-from scoreinv.study.report_settings import csv_text, failures, settings
+from scoreinv.study.report_settings import TOML, csv_text, failures, settings
 from scoreinv.study.report_statistics import BASELINE, FIGURES, axes, problems, shared
 from scoreinv.study.store import read
 from scoreinv.study.tables import current, further, outdated_words
+from scoreinv.study.toml import read_sweep
 
 
 def write_report(
@@ -70,10 +71,19 @@ def content(folder: Path, *, baseline: str | None = None, images_mib: float = IM
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return {
         "title": about.pop("title") or folder.resolve().name, "made": now, "scoreinv": package_version(),
-        "rows": len(rows), "outdated": outdated, "asked_baseline": baseline or BASELINE, "figures": [f.plain() for f in FIGURES],
+        "rows": len(rows), "outdated": outdated, "absent": absent(folder, rows), "asked_baseline": baseline or BASELINE, "figures": [f.plain() for f in FIGURES],
         "problems": found, "common": shared([p["problem"] for p in found]), "axes": axes(rows, found), "failed": failures(rows), "settings": about, "csv": csv_text(rows),
         "images": images(rows, folder, images_mib),
     }  # fmt: skip
+
+
+def absent(folder: Path, rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many cells of the sweep whose file was kept have no row; None without the file, or where its images are not to be found from here."""
+    try:
+        keys = {cell.key for cell in read_sweep(folder / TOML).cells}
+    except (ValueError, OSError):
+        return None
+    return len(keys - {row["key"] for row in rows})
 
 
 def html_page(found: Mapping[str, Any]) -> str:
@@ -109,6 +119,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "",
     ]
     lines += [outdated_words(found["outdated"]), ""] if found["outdated"] else []
+    lines += [f"Cells of the sweep without a row yet: {found['absent']}.", ""] if found["absent"] else []
     for problem in found["problems"]:
         base = problem["baseline"]
         lines += [f"## {_cell(problem['problem'])}", "", f"Baseline: {_cell(base) if base else 'none'}.", ""]
