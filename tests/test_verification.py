@@ -18,6 +18,7 @@ from scoreinv.problem import Problem
 from scoreinv.verification import report, table
 from scoreinv.verification.cases import FEWER, LEVELS, METHODS, Entry, cases
 from scoreinv.verification.laws import effective_coordinates
+from scoreinv.verification.measures import directions
 from scoreinv.verification.prior import shared
 from scoreinv.verification.run import Case, measured, row_and_null_space, verify
 
@@ -58,10 +59,51 @@ def test_posteriors_of_many_problems_are_those_of_each() -> None:
             draws = laws.draw(j, 4000, torch.Generator().manual_seed(0))
             error = (draws.mean(0) - laws.means[j]) / law.covariance.diagonal().sqrt()
             assert error.abs().max() < 5 / 4000**0.5
-    axes = SMALL_CT.exam(0)[1].axes
-    assert axes is not None
-    along = axes.T @ SMALL_CT.exam(0)[1].covariances[0] @ axes
-    assert (along - along.diagonal().diag()).abs().max() < 1e-9 and (along.diagonal().diff() > -1e-9).all()
+
+
+def test_directions_of_a_subspace() -> None:
+    """Components along them are independent; they do not hang on the basis, and all grow with the brightness."""
+    covariance, (seen, unseen) = SMALL_CT.exam(0)[1].covariances[0], SMALL_CT.spaces
+    turned = torch.linalg.qr(torch.randn(seen.shape[1], seen.shape[1], dtype=torch.float64)).Q
+    for basis in (seen, unseen, seen @ turned):
+        for cov, expected in ((covariance, covariance), (None, torch.eye(64, dtype=torch.float64))):
+            w = directions(basis, 5, torch.Generator().manual_seed(0), cov)
+            torch.testing.assert_close(w.T @ expected @ w, torch.eye(5, dtype=torch.float64), atol=1e-8, rtol=0)
+            torch.testing.assert_close(basis @ (basis.T @ w), w)
+            assert (w.sum(0) > 0).all()
+    one, other = (directions(b, 3, torch.Generator().manual_seed(0), covariance) for b in (seen, seen @ turned))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    assert directions(four_modes().A.H(torch.ones(1, 1)).double().reshape(2, 1), 2, torch.Generator()).shape == (2, 1)
+
+
+def test_ranks_tell_a_wrong_range_from_a_wide_null_space() -> None:
+    """Draws that are exact but where the data see something: ranks along directions of the whole space would hardly notice."""
+    for case, few in ((next(c for c in cases() if c.name == "two modes, d = 16"), 48), (SMALL_CT, 20)):
+        draws = exact_draws(case)[:, :few]
+        seen = case.spaces[0]
+        part = ((draws - draws.mean(0)).flatten(2) @ seen @ seen.T).reshape(draws.shape)
+        assert measured(case, draws).rank_p > 0.02
+        for factor in (0.3, 3.0):
+            assert measured(case, draws + (factor - 1) * part).rank_p < 0.01
+    shift = 0.7 * SMALL_CT.exam(0)[1].covariances[0].diagonal().sqrt().reshape(8, 8)
+    assert measured(SMALL_CT, exact_draws(SMALL_CT)[:, :20] + shift).rank_p < 1e-3
+
+
+def test_the_median_of_two_is_between_them() -> None:
+    """Exact draws but for the spread of one of two problems."""
+    few = Case("four modes", "", four_modes(), fixed=True, n_problems=2, n_draws=400)
+    draws = exact_draws(few)
+    draws[:, 1] = draws[:, 1].mean(0) + 2 * (draws[:, 1] - draws[:, 1].mean(0))
+    assert measured(few, draws).variance == pytest.approx((1 + 4) / 2, rel=0.15)
+
+
+def test_problems_do_not_hang_on_the_signs_of_eigenvectors() -> None:
+    one, other = (few_view_ct(torch.Generator().manual_seed(0), size=8, views=4).prior for _ in range(2))
+    assert isinstance(one, GaussianPrior) and isinstance(other, GaussianPrior)
+    values, vectors, ends = one._eigen
+    vars(other)["_eigen"] = values, vectors * torch.where(torch.arange(64) % 2 == 0, 1, -1), ends
+    first, second = (p.draw(3, torch.Generator().manual_seed(1)) for p in (one, other))
+    torch.testing.assert_close(first, second)
 
 
 def test_effective_coordinates() -> None:

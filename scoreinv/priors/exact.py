@@ -104,10 +104,14 @@ class GaussianPrior:
         return self._condition(problem)[1].log_density(problem.y[None], torch.zeros(()))[0]
 
     def draw(self, n: int, rng: Generator) -> Tensor:
-        """n independent images, (n, *image_shape), in the mean's dtype."""
+        """n independent images, (n, *image_shape), in the mean's dtype.
+
+        White noise times the symmetric root of the covariance, so that the draws of a seed do not hang on the signs of eigenvectors, which
+        linear algebra is free to choose.
+        """
         eigenvalues, vectors, _ = self._eigen
         z = torch.randn((n, len(eigenvalues)), generator=rng, dtype=torch.float64)
-        x = (z * eigenvalues.sqrt()) @ vectors.T
+        x = (z @ vectors * eigenvalues.sqrt()) @ vectors.T
         return (self.mean.double() + x.reshape(n, *self.mean.shape)).to(self.mean)
 
     def _condition(self, problem: Problem) -> tuple[GaussianPrior, GaussianPrior]:

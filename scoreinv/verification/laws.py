@@ -32,21 +32,24 @@ class Laws:
         means: (J, d).
         covariances: (J, d, d), or (1, d, d) where all are equal.
         laws: of each problem, or the one that has the others' shape.
-        axes: (d, k), directions along which the posteriors' components are independent; none for mixtures.
     """
 
     means: Tensor
     covariances: Tensor
     laws: tuple[Law, ...]
-    axes: Tensor | None
 
     def __len__(self) -> int:
         return len(self.means)
 
+    @property
+    def gaussian(self) -> bool:
+        """Whether they are Gaussian, all of one covariance: what is uncorrelated is independent then."""
+        return isinstance(self.laws[0], GaussianPrior)
+
     def first(self, n: int) -> Laws:
         """Those of the first n problems."""
         few = self.covariances if len(self.covariances) == 1 else self.covariances[:n]
-        return Laws(self.means[:n], few, self.laws if len(self.laws) == 1 else self.laws[:n], self.axes)
+        return Laws(self.means[:n], few, self.laws if len(self.laws) == 1 else self.laws[:n])
 
     def draw(self, j: int, n: int, rng: Generator) -> Tensor:
         """n exact draws of problem j, (n, d) in float64."""
@@ -56,14 +59,13 @@ class Laws:
         return law.draw(n, rng).double().flatten(1) + (self.means[j] - law.mean.double().flatten())
 
 
-def posteriors(reference: Reference, problem: Problem, *, fixed: bool = False, n_axes: int = 64) -> Laws:
+def posteriors(reference: Reference, problem: Problem, *, fixed: bool = False) -> Laws:
     """The posteriors of J problems of a reference.
 
     Args:
         reference: their prior, operator and noise, which must not be 0 for a Gaussian prior.
         problem: of one batch dimension, J.
         fixed: all have the reference's own data.
-        n_axes: at most so many, principal axes of the Gaussian posterior in equal steps from the narrowest to the widest.
     """
     prior, A, std = reference.prior, reference.A, reference.noise_std
     n = len(problem.y)
@@ -71,13 +73,10 @@ def posteriors(reference: Reference, problem: Problem, *, fixed: bool = False, n
         law = reference.posterior
         matrix, mean, covariance = dense(A), prior.mean.double().flatten(), law.covariance.double()
         residual = problem.y.double().flatten(1) - matrix @ mean
-        d = len(mean)
-        chosen = torch.linspace(0, d - 1, min(d, n_axes)).round().long()
-        axes = torch.linalg.eigh(covariance).eigenvectors[:, chosen]
-        return Laws(mean + residual @ matrix @ covariance / std**2, covariance[None], (law,), axes)
+        return Laws(mean + residual @ matrix @ covariance / std**2, covariance[None], (law,))
     laws = (reference.posterior,) if fixed else tuple(prior.posterior(Problem(A, y, std)) for y in problem.y.double())
     means = torch.stack([law.mean.double().flatten() for law in laws])
-    return Laws(means.expand(n, -1), torch.stack([law.covariance.double() for law in laws]), laws, None)
+    return Laws(means.expand(n, -1), torch.stack([law.covariance.double() for law in laws]), laws)
 
 
 def effective_coordinates(laws: Laws, n_draws: int, level: float, rng: Generator, trials: int = 200) -> float:

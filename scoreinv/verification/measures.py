@@ -9,7 +9,8 @@ the method each. Then, for a method that samples the posterior:
                     interval's level, within a standard error (`binomial_error`) that counts dependent coordinates for
                     what they are worth (`laws.effective_coordinates`)
     ranks           of x₀ among the draws, for scalar functions of it: uniform on 0..L (simulation-based calibration: Talts
-                    et al. 2018, arXiv:1804.06788)
+                    et al. 2018, arXiv:1804.06788). The functions are components along `directions`, in the operator's range
+                    and in its null space each, for along directions of the whole space the wider null space hides the range
     sliced W₂       2-Wasserstein distance along random directions, as a multiple of the distance between two sets of
                     exact draws: 1
 """
@@ -67,6 +68,31 @@ def binomial_error(share: float, n: float) -> float:
     """
     p = (share * n + 2) / (n + 4)
     return math.sqrt(p * (1 - p) / (n + 4))
+
+
+def directions(basis: Tensor, k: int, rng: Generator, covariance: Tensor | None = None) -> Tensor:
+    """Random directions of a subspace: of length 1 and orthogonal, or such that components along them have variance 1 and no correlation.
+
+    They follow from rng, the subspace and the covariance alone, not from the basis: neither its signs nor its rotation change them. All
+    point to where the sum over pixels grows, so that an image that is too bright everywhere has high components along all.
+
+    Args:
+        basis: (d, m), orthonormal columns.
+        k: at most so many.
+        rng: source of the directions.
+        covariance: (d, d), of what has components.
+
+    Returns:
+        (d, min(k, m)).
+    """
+    random = torch.randn(basis.shape[0], min(k, basis.shape[1]), generator=rng, dtype=torch.float64)
+    q, r = torch.linalg.qr(basis.T @ random)
+    q = q * r.diagonal().sign()
+    if covariance is not None:
+        values, vectors = torch.linalg.eigh(basis.T @ covariance @ basis)
+        q = (vectors / values.sqrt()) @ (vectors.T @ q)
+    out: Tensor = basis @ q
+    return out * torch.where(out.sum(0) < 0, -1, 1)
 
 
 def rank_uniformity(draws: Tensor, truth: Tensor, directions: Tensor) -> float:

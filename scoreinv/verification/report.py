@@ -83,13 +83,13 @@ def markdown(rows: Sequence[Mapping[str, str]], cases: Sequence[Case], preface: 
         "",
         "- Mean error: squared, in units of the posterior's variance, less what as many exact draws would have; the mean over problems.",
         "- Variances: of the draws over the exact one, in all directions, in those that the data see and in those that they do not; "
-        "medians over problems (of an even number the lower of the two in the middle).",
-        "- Sliced W₂: relative to two sets of exact draws; the median over problems, likewise.",
+        "medians over problems.",
+        "- Sliced W₂: relative to two sets of exact draws; the median over problems.",
         "- 50 %, 90 %, 95 %: share of true coordinates inside the central interval of the draws, with its standard error. The error "
         "takes an image for as many independent coordinates as it is worth when exact draws are measured in the same way.",
-        "- Rank p: p-value of the truth's ranks among the draws being uniform (simulation-based calibration). Ranks are of 64 "
-        "principal axes of the posterior of each problem where it is Gaussian, else of a few random directions, of which the "
-        "smallest p-value counts, times their number.",
+        "- Rank p: p-value of the truth's ranks among the draws being uniform (simulation-based calibration), in directions that the data "
+        "see and in those that they do not: 32 independent ones of each where the posterior is Gaussian, else 2; the smallest p-value "
+        "counts, times the number of tests. With so few images a large p proves little.",
         "- Evaluations: of the prior, a draw.",
         "",
         "Methods are in the order of their worst figure among mean error, variances and W₂. Methods of few evaluations get more "

@@ -18,6 +18,8 @@ from scoreinv.verification.cases import METHODS, PREFACE, Entry, cases
 from scoreinv.verification.run import Case, verify
 
 NAME = "verification"
+EDITION = 2
+"""To be raised when problems or measures change: rows of earlier ones do not count."""
 
 
 def verification_table(
@@ -25,8 +27,8 @@ def verification_table(
 ) -> list[Path]:
     """Fill in what is missing of the table in a folder: verification.csv, .md and .png.
 
-    Rows that are there are not computed again, whatever stopped the run that made them, unless a default of their method or the seed has
-    changed: those stay in the CSV and leave the table. A method that fails on a case is warned about and left out of its table.
+    Rows that are there are not computed again, whatever stopped the run that made them, unless a default of their method, the seed or the
+    `EDITION` has changed: those stay in the CSV and leave the table. A method that fails on a case is warned about and left out of its table.
 
     Args:
         folder: where the table is.
@@ -65,9 +67,9 @@ def written(settings: Mapping[str, Any]) -> str:
 
 
 def made(entry: Entry, seed: int) -> str:
-    """A checksum of all settings, defaults included, and the seed: rows that were made with others do not count."""
+    """A checksum of all settings, defaults included, the seed and the edition: rows that were made with others do not count."""
     settings = configure.default_settings(entry.method) | plain(entry.all_settings)
-    return hashlib.sha256(json.dumps([settings, seed], sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([settings, seed, EDITION], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def current(rows: Sequence[dict[str, str]], seed: int) -> list[dict[str, str]]:
