@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -226,7 +227,8 @@ def _figure(rows: Sequence[Mapping[str, str]], cases: list[str]) -> Figure:
         headings = [COLUMNS[name][0] if name in ORDERED else f"{COLUMNS[name][0]} interval" for name in SHADED]
         axes.set_xticks(range(len(SHADED)), headings, fontsize=7, rotation=25, ha="left", rotation_mode="anchor")
         axes.xaxis.tick_top()
-        axes.set_yticks(range(len(methods)), methods if k % ACROSS == 0 else [], fontsize=7.5)
+        named = [textwrap.fill(m, 46) for m in methods] if k % ACROSS == 0 else []
+        axes.set_yticks(range(len(methods)), named, fontsize=7.5, linespacing=0.9)
         axes.tick_params(length=0)
         axes.set_title(case, fontsize=10, fontweight="bold", loc="left", pad=10)
         for side in axes.spines.values():
