@@ -86,7 +86,7 @@ def test_other_weights_under_the_same_name_are_other_cells(tmp_path: Path) -> No
         read_sweep(path)
 
 
-def test_a_report_says_what_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_report_says_what_is_not_there_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = toml(tmp_path / "sub" / "w.toml", BASE + '[[method]]\nsweep.name = ["fbp", "sirt", "cgls"]\n')
     command = ["bench", str(path), "--out", str(tmp_path / "store"), "--quiet"]
     for some, words in ((["--limit", "1"], "without a row yet: 2."), ([], "")):
@@ -95,6 +95,8 @@ def test_a_report_says_what_is_not_there_yet(tmp_path: Path) -> None:
         said = (tmp_path / "store" / "report.md").read_text()
         assert words in said and ("without a row" in said) == bool(words)
     (tmp_path / "store" / "sweep.toml").unlink()
+    assert main(["report", str(tmp_path / "stroe")]) == 2
+    assert "stroe: no such folder; expected the --out" in capsys.readouterr().err
     assert content(tmp_path / "store")["absent"] is None
 
 

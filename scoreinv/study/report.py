@@ -52,6 +52,8 @@ def write_report(
     table = page.with_suffix(".md")
     if table == page:
         raise ValueError(f"--out {page}: is to be an HTML page, such as {page.with_suffix('.html')}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected the --out of `scoreinv bench`")
     check_writable(page)
     found = content(folder, baseline=baseline, images_mib=images_mib)
     for path, text in ((page, html_page(found)), (table, markdown(found))):
