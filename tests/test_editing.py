@@ -14,6 +14,7 @@ import pytest
 import torch
 from exact_moments import moments
 from PIL import Image
+from principal_draws import principal_draws
 from torch import Generator, Tensor
 
 from scoreinv.cli import main, parser
@@ -182,7 +183,7 @@ def test_sdedit_says_what_it_expects() -> None:
 
 COLOURS = gaussian_colours(2, 2, mean=(0.2, 0.0, -0.2))
 GRAY = Grayscale((3, 2, 2))
-COLOUR_PROBLEM = Problem(GRAY, GRAY(COLOURS.draw(1, seeded(1))[0]), 0.0)
+COLOUR_PROBLEM = Problem(GRAY, GRAY(principal_draws(COLOURS, 1, seeded(1))[0]), 0.0)
 OPEN = slice(4, None)
 """The two coordinates of colour that a gray image leaves open."""
 

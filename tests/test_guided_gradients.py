@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from principal_draws import principal_draws
 from torch import Generator, Tensor
 
 from scoreinv.operators.dense import Matrix
@@ -46,7 +47,7 @@ def example(noise_std: float | Tensor = 0.2) -> tuple[GaussianPrior, Problem]:
     covariance = torch.exp(-((i[:, None] - i) ** 2) / 8) + 0.05 * torch.eye(8)
     prior, rng = GaussianPrior(torch.sin(i / 3), covariance), seeded(4)
     A = Matrix(torch.randn(3, 8, generator=rng, dtype=F64))
-    y = A(prior.draw(1, rng)[0]) + torch.as_tensor(noise_std) * torch.randn(3, generator=rng, dtype=F64)
+    y = A(principal_draws(prior, 1, rng)[0]) + torch.as_tensor(noise_std) * torch.randn(3, generator=rng, dtype=F64)
     return prior, Problem(A, y, noise_std)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from exact_moments import moments
+from principal_draws import principal_draws
 from torch import Generator, Tensor
 
 from scoreinv.operators.dense import Matrix
@@ -66,7 +67,9 @@ def example(latents: GaussianPrior, residual: float, noise_std: float | Tensor =
     decoder = Decoder()
     covariance = decoder.W @ latents.covariance @ decoder.W.T + residual**2 * torch.eye(8, dtype=F64)
     images, A = GaussianPrior(decoder.offset, covariance), Matrix(torch.randn(3, 8, generator=seeded(4), dtype=F64))
-    y = A(images.draw(1, seeded(6))[0]) + torch.as_tensor(noise_std) * torch.randn(3, generator=seeded(7), dtype=F64)
+    y = A(principal_draws(images, 1, seeded(6))[0]) + torch.as_tensor(noise_std) * torch.randn(
+        3, generator=seeded(7), dtype=F64
+    )
     problem = Problem(A, y, noise_std)
     return LatentPrior(latents, decoder, residual), problem, images.posterior(problem)
 
