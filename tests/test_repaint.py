@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from exact_moments import moments
+from principal_draws import principal_draws
 from torch import Tensor
 
 from scoreinv.operators.dense import Matrix
@@ -26,7 +27,7 @@ MASK = Masking([1, 1, 0, 0])
 
 
 def problem(std: float) -> Problem:
-    truth = PRIOR.draw(1, seeded(3))[0]
+    truth = principal_draws(PRIOR, 1, seeded(3))[0]
     noise = torch.randn(4, generator=seeded(4), dtype=torch.float64)
     return Problem(MASK, MASK(truth + std * noise), std)
 

@@ -183,8 +183,8 @@ def test_tuned_constants_reach_a_reconstruction(
     optuna: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, scan = tmp_path / "tuned.json", tmp_path / "scan.h5"
-    small = ["--set", "max_iterations=20", "--range", "weight=0.02:0.3:log", "--patients", "2"]
-    command = ["tune", "fista_tv", str(data), "--views", "8", "--noise", "0.002", "0.05", "--trials", "3", *small]
+    small = ["--set", "max_iterations=20", "--range", "weight=0.02:20:log", "--patients", "2"]
+    command = ["tune", "fista_tv", str(data), "--views", "8", "--noise", "0.002", "0.05", "--trials", "6", *small]
     assert main([*command, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "weight" in printed and "own constants" in printed
