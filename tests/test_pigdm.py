@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from principal_draws import principal_draws
 from torch import Generator, Tensor
 
 from scoreinv.operators.dense import Matrix
@@ -121,7 +122,13 @@ def law(method: PiGDM, problem: Problem, n: int) -> tuple[Tensor, Tensor]:
 def test_the_default_weight_is_nearer_to_the_posterior_than_the_others(name: str) -> None:
     """Damping 1 is off in the mean or varies too much, whole pulls vary too little where there are data."""
     reference = masked_image(seeded(), size=6) if name == "masked" else few_view_ct(seeded(), size=6, views=3)
-    exact, problem = reference.prior.posterior(reference.problem), reference.problem
+    assert isinstance(reference.prior, GaussianPrior)
+    rng = seeded()
+    y = reference.A(principal_draws(reference.prior, 1, rng)[0])
+    problem = Problem(
+        reference.A, y + reference.noise_std * torch.randn(y.shape, generator=rng, dtype=F64), reference.noise_std
+    )
+    exact = reference.prior.posterior(problem)
     inverse, n = torch.linalg.inv(exact.covariance), exact.covariance.shape[0]
     rows = torch.linalg.svd(dense(problem.A).double(), full_matrices=False)
     seen = rows.Vh[rows.S > 1e-6]
@@ -135,7 +142,7 @@ def test_the_default_weight_is_nearer_to_the_posterior_than_the_others(name: str
         variances.append(float((seen @ covariance * seen).sum() / (seen @ exact.covariance * seen).sum()))
         ratio = torch.linalg.eigvals(inverse @ covariance).real
         divergences.append(float((ratio - 1 - ratio.log()).sum() + gap @ inverse @ gap) / 2)
-    assert divergences[0] < 0.85 * min(divergences[1:]), divergences
+    assert divergences[0] < 0.8 * min(divergences[1:]), divergences
     assert errors[0] < 0.5 * errors[1], errors
     assert abs(variances[0] - 1) < 0.25, variances
     assert abs(variances[0] - 1) < 0.5 * abs(variances[2] - 1), variances
