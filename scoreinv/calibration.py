@@ -34,6 +34,7 @@ from torch import Tensor
 
 from scoreinv import configure
 from scoreinv.files.atomic import replacing
+from scoreinv.linop import LinearOperator
 
 FLOOR_HU = 10.0
 POOLED_PIXELS = 1.0
@@ -42,6 +43,12 @@ SIMILAR = 1.5
 """Ratio of numbers of views, and of noise levels, up to which scans count as alike."""
 SIMILAR_SHARE = 0.1
 """Difference of the shares of a turn, and of the image in view, up to which they do."""
+
+
+def share_of(A: LinearOperator, name: str) -> float:
+    """What an operator's method of that name, `covered` or `in_view`, says of its geometry; 1 for operators without it."""
+    said = getattr(A, name, None)
+    return float(said()) if said else 1.0
 
 
 @dataclass(frozen=True)

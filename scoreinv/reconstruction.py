@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scoreinv import configure, plugins, trust
 from scoreinv.arguments import plain
-from scoreinv.calibration import Calibration, Conditions, find, read_calibrations, refusal, unfit
+from scoreinv.calibration import Calibration, Conditions, find, read_calibrations, refusal, share_of, unfit
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
@@ -297,15 +297,9 @@ def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
         n_views=problem.A.out_shape[0],
         relative_noise=float(f"{float(noise):.3g}"),
         settings=plain(own),
-        arc=_share(problem, "covered"),
-        in_view=_share(problem, "in_view"),
+        arc=float(f"{share_of(problem.A, 'covered'):.3g}"),
+        in_view=float(f"{share_of(problem.A, 'in_view'):.3g}"),
     )
-
-
-def _share(problem: Problem, name: str) -> float:
-    """What a method of the operator says of its geometry, 1 without it."""
-    said = getattr(problem.A, name, None)
-    return float(f"{said():.3g}") if said else 1.0
 
 
 def with_intervals(result: Reconstruction, problem: Problem, known: Sequence[Calibration]) -> Reconstruction:

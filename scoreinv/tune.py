@@ -30,7 +30,7 @@ import torch
 
 from scoreinv import configure, metrics, plugins
 from scoreinv.baselines.tuned import noise_level
-from scoreinv.calibration import SIMILAR, SIMILAR_SHARE, TISSUE_HU
+from scoreinv.calibration import SIMILAR, SIMILAR_SHARE, TISSUE_HU, share_of
 from scoreinv.files.atomic import replacing
 from scoreinv.files.images import read_image_set
 from scoreinv.files.scan import Scan
@@ -232,7 +232,9 @@ def tuned_settings(
     if other_prior:
         far.append(f"the prior {source['prior']['name']} ({source['prior']['sha256'][:8]}), this is {prior_sha256:.8}")
     if arc > 0:
-        far.append(f"views within {_arc(source):.0%} of a whole scan's turn, the scan's are within {_covered(A):.0%}")
+        far.append(
+            f"views within {_arc(source):.0%} of a whole scan's turn, the scan's are within {share_of(A, 'covered'):.0%}"
+        )
     if views > 0:
         far.append(f"{source['data_shape'][0]} views, the scan has {A.out_shape[0]}")
     if far:
@@ -251,13 +253,8 @@ def _unlike(row: Mapping[str, Any], A: LinearOperator, prior_sha256: str | None)
     other_prior = bool(prior and prior_sha256) and prior["sha256"] != prior_sha256
     views = 0.0 if other or not shape else abs(math.log(max(1, shape[0]) / max(1, A.out_shape[0])))
     made = None if other else _arc(provenance)
-    arc = 0.0 if made is None else abs(made - _covered(A))
+    arc = 0.0 if made is None else abs(made - share_of(A, "covered"))
     return other, other_prior, max(0.0, arc - SIMILAR_SHARE), max(0.0, views - math.log(SIMILAR))
-
-
-def _covered(A: LinearOperator) -> float:
-    """Share of a turn within which the views of an operator lie, as `Conditions.arc`."""
-    return float(covered()) if (covered := getattr(A, "covered", None)) else 1.0
 
 
 def _arc(provenance: Mapping[str, Any]) -> float | None:
@@ -267,7 +264,8 @@ def _arc(provenance: Mapping[str, Any]) -> float | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _covered(configure.operator_for_image(provenance["operator"], (2, 2), 1.0, provenance["arguments"]))
+            A = configure.operator_for_image(provenance["operator"], (2, 2), 1.0, provenance["arguments"])
+            return share_of(A, "covered")
         except ValueError:  # of an operator for other images
             return None
 

@@ -150,7 +150,7 @@ class _Misfit:
         self.w, sigma = noise_weights(problem)
         self.c = mean_column_square(problem.A)
         self.tau = tuned.noise_level(problem, unit)
-        self.share = torch.ones_like(sigma) if self.w is None else 1 / (1 / self.w).flatten(1).mean(1)
+        self.share = torch.ones_like(sigma) if self.w is None else 1 / tuned.mean_inverse(self.w)
 
     def weighted(self, r: Tensor) -> Tensor:
         return r if self.w is None else self.w * r

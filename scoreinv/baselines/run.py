@@ -81,8 +81,7 @@ def train_baseline(
     configure.call(f"network of {name!r}", network_class(name), settings)  # unknown settings in one sentence
     run = SupervisedRun(name, settings, config, images, A, processes=Processes(torch.device(device)))
     if given:
-        run.start_from(given.state_dict())
-        run.history, run.start = [*card.get("history", [])], card["sha256"][:12]
+        run.go_on_from(given.state_dict(), card)
     checks = _slices(held_out, config.side, device)
     folder.mkdir(parents=True, exist_ok=True)
     steps = train(
@@ -120,8 +119,7 @@ def _export(
     card = {
         "description": f"Network of the method {run.name}, trained by `scoreinv train-baseline`.",
         "unit": "v = 1 + HU / 1000; see scoreinv.baselines.learned",
-        "steps": sum(h["to_step"] - h["from_step"] for h in run.history),
-        "hours": round(sum(h["hours"] for h in run.history), 3),
+        **run.spent(),
         "average": f"decay {run.config.ema[run.averages.index(best)]}",
         "geometry": geometry(run.problem.A),
         "operator": operator,

@@ -33,9 +33,14 @@ PATH = Path(__file__).with_name("tuned.json")
 def noise_level(problem: Problem, unit: float) -> Tensor:
     """τ of every member of a problem with one batch dimension: (batch,)."""
     w, least = noise_weights(problem)
-    sigma = least if w is None else least * (1 / w).flatten(1).mean(1).sqrt()
+    sigma = least if w is None else least * mean_inverse(w).sqrt()
     tau: Tensor = sigma / (unit * mean_column_square(problem.A) ** 0.5)
     return tau
+
+
+def mean_inverse(w: Tensor) -> Tensor:
+    """Of each member's weights (batch, *out_shape): (batch,). One over it is their harmonic mean."""
+    return (1 / w).flatten(1).mean(1)
 
 
 def weight(method: str, tau: Tensor) -> Tensor:

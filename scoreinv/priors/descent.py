@@ -125,6 +125,18 @@ class Run(abc.ABC):
         for module in (self.model, *self.averages):
             module.load_state_dict(weights)
 
+    def go_on_from(self, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+        """Take the weights of a finished run and its history, as its card has it."""
+        self.start_from(weights)
+        self.history, self.start = [*card.get("history", [])], card["sha256"][:12]
+
+    def spent(self) -> dict[str, Any]:
+        """`steps` and `hours` of the whole history, for a card."""
+        return {
+            "steps": sum(h["to_step"] - h["from_step"] for h in self.history),
+            "hours": round(sum(h["hours"] for h in self.history), 3),
+        }
+
     def advance(self) -> tuple[float, float]:
         """One step of the optimiser; returns the loss and the gradient's norm.
 

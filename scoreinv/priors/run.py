@@ -73,9 +73,7 @@ def train_prior(
     _say_sizes(images, config.crop)
     trainer = Trainer(shape, config, images, processes=processes(device))
     if given:
-        trainer.start_from(given.state_dict())
-        trainer.history = [*card.get("history", [])]
-        trainer.start = card["sha256"][:12]
+        trainer.go_on_from(given.state_dict(), card)
     steps = train(
         trainer,
         folder,
@@ -147,8 +145,7 @@ def _export(trainer: Trainer, folder: Path, images: ImageSet, held_out: ImageSet
     psnr = denoising_psnr(best, checks) if checks else []
     card = {
         "unit": "u = HU / 1000, never clipped above; values below -1000 HU set to -1000",
-        "steps": sum(h["to_step"] - h["from_step"] for h in trainer.history),
-        "hours": round(sum(h["hours"] for h in trainer.history), 3),
+        **trainer.spent(),
         "average": f"decay {trainer.config.ema[trainer.averages.index(best)]}, the best of {trainer.config.ema} on the validation slices",
         "training": asdict(trainer.config),
         "data": {
