@@ -163,10 +163,13 @@ def _calibrations(path: Path) -> list[str]:
     for c in found:
         at = c.conditions
         arc = f" within {at.arc:.0%} of a whole scan's turn" if at.arc < 0.995 else ""
+        seen = f" that see {at.in_view:.0%} of the image" if at.in_view < 0.995 else ""
+        noisy, residual = at.relative_noise > 0, "not stated" if c.residual is None else f"{c.residual:.1e}"
+        fit = f"chi^2 {c.chi2:.2f}" if noisy else f"relative residual {residual}"
         lines.append(
-            f"{at.method}, {at.samples} draws, {at.operator}, {at.n_views} views{arc}, noise {at.relative_noise:g} of the mean: {c.level:.0%} "
+            f"{at.method}, {at.samples} draws, {at.operator}, {at.n_views} views{arc}{seen}, noise {at.relative_noise:g} of the mean: {c.level:.0%} "
             f"intervals, {c.factor:.3g} standard deviations either way; {c.patients} patients, of those left out {c.coverage_after:.0%} are held "
-            f"({c.coverage_before:.0%} by the draws alone)"
+            f"({c.coverage_before:.0%} by the draws alone), of the worst {c.coverage_least:.0%}; draws' {fit}"
         )
     return lines
 

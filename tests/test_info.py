@@ -56,6 +56,17 @@ def test_calibrations_that_ship(capsys: pytest.CaptureFixture[str]) -> None:
     first = read_calibrations()[0]
     assert f"proximal, 4 draws, ParallelBeamCT, 23 views, noise {first.conditions.relative_noise:g}" in text
     assert f"90% intervals, {first.factor:.3g} standard deviations either way; 14 patients" in text
+    assert f"of the worst {first.coverage_least:.0%}; draws' chi^2 {first.chi2:.2f}" in text
+
+
+def test_calibrations_of_other_conditions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What decides where they hold is told: arc, share in view, residual."""
+    (record,) = json.loads(Path(str(files("scoreinv").joinpath("calibrations.json"))).read_text(encoding="utf-8"))[1:2]
+    record["conditions"] |= {"arc": 0.5, "in_view": 0.6}
+    for said, words in (({}, "relative residual not stated"), ({"residual": 0.00031}, "relative residual 3.1e-04")):
+        (tmp_path / "c.json").write_text(json.dumps([record | said]))
+        text = told(tmp_path / "c.json", capsys)
+        assert "23 views within 50% of a whole scan's turn that see 60% of the image, noise 0" in text and words in text
 
 
 def test_tuned_constants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from scoreinv.priors.blocks import BLOCKS
-from scoreinv.priors.network import EDMDenoiser, UNetConfig, positions
+from scoreinv.priors.network import HIGHEST, EDMDenoiser, UNetConfig, positions
 
 SMALL = UNetConfig(widths=(16, 64), attention=(1,), embedding=32)
 
@@ -54,6 +54,17 @@ def test_preconditioning_formulas(rng: Generator) -> None:
     torch.testing.assert_close(seen[0][0], x / math.sqrt(total))
     torch.testing.assert_close(seen[0][1], torch.tensor([math.log(sigma) / 4]))
     torch.testing.assert_close(out, sd**2 / total * x + sigma * sd / math.sqrt(total) * 7)
+
+
+def test_beyond_the_highest_level_it_answers_as_there(rng: Generator) -> None:
+    """Its part of D, without c_skip x, is a function of x/σ: the network is told of no level that training did not meet."""
+    x, model = torch.randn(2, 1, 8, 8, generator=rng), trained()
+
+    def part(sigma: float) -> Tensor:
+        return model(sigma * x, torch.tensor(sigma)) - 0.25 / (sigma**2 + 0.25) * sigma * x
+
+    for factor in (1.01, 2.0, 12.5):
+        torch.testing.assert_close(part(factor * HIGHEST), part(HIGHEST), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 1e-8, 0.0])

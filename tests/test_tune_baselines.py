@@ -70,3 +70,16 @@ def test_the_command_states_its_data(
     (row,) = json.loads((tmp_path / "t.json").read_text())["methods"]["fbp"]
     assert row["window"] in tune_baselines.WINDOWS and words in row["provenance"]["simulation"]
     assert row["provenance"]["patients"] == ["b", "a"]
+
+
+def test_levels_of_other_views_stand_beside_each_other(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More views leave less noise: τ falls like one over the root of their number. A level that is tuned anew replaces itself alone."""
+    path = tmp_path / "t.json"
+    for views in ("23", "46", "46"):
+        command = ["tune_baselines.py", "--methods", "fbp", "--noise", "0.02", "--views", views, "--output", str(path)]
+        monkeypatch.setattr(sys, "argv", command)
+        tune_baselines.main()
+    many, few = json.loads(path.read_text())["methods"]["fbp"]
+    assert (many["views"], few["views"]) == (46, 23)
+    assert few["tau"] / many["tau"] == pytest.approx(2**0.5, rel=0.02)
+    assert "46 views over 180" in many["provenance"]["geometry"]

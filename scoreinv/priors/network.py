@@ -3,10 +3,12 @@
     D(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x; c_noise(σ), pixel size, position)
 
     c_skip = σ_d² / (σ² + σ_d²)        c_out   = σ σ_d / √(σ² + σ_d²)
-    c_in   = 1 / √(σ² + σ_d²)          c_noise = ¼ ln σ
+    c_in   = 1 / √(σ² + σ_d²)          c_noise = ¼ ln min(σ, 80)
 
 (Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-arXiv:2206.00364, table 1.) Images are in u = HU / 1000: air -1, water 0, bone up to about +2, metal +3.
+arXiv:2206.00364, table 1.) 80 is their highest level: training hardly meets others, beside such noise c_in x is the noise whatever
+the level, and F as well; a network that was told of a level it never met would answer with anything, and other libraries' schedules
+go up to 157 (DDPM) or 1000. Images are in u = HU / 1000: air -1, water 0, bone up to about +2, metal +3.
 
 The size of a pixel is told beside the noise level, so that one network serves heads and bodies; it may be unknown. Two
 input channels tell where in the field of view a pixel lies (Hu et al., PaDIS, 2024, arXiv:2406.10211), so that a large
@@ -30,6 +32,8 @@ from torch.utils.checkpoint import checkpoint
 
 from scoreinv.priors.blocks import BLOCKS, Attention, Embedding, start_at_unit_variance, start_at_zero
 
+HIGHEST = 80.0
+"""The highest noise level that the network is told of."""
 WHOLE = (-1.0, -1.0, 1.0, 1.0)
 """The box of an image that is not part of a larger one: top, left, bottom, right in units of half the field of view."""
 
@@ -210,6 +214,6 @@ def preconditioned(
     size = torch.as_tensor(math.nan if pixel_mm is None else pixel_mm, dtype=x.dtype, device=x.device).expand(n)
     where = x.new_tensor(WHOLE).expand(n, 4) if box is None else box.to(x)
     norm = (sigma**2 + sd**2).sqrt()
-    raw = network(x / norm, sigma.flatten().clamp(min=1e-6).log() / 4, size, where)
+    raw = network(x / norm, sigma.flatten().clamp(1e-6, HIGHEST).log() / 4, size, where)
     out: Tensor = (sd / norm) ** 2 * x + sigma * sd / norm * raw.to(x.dtype)
     return out

@@ -18,7 +18,7 @@ import numpy as np
 
 from scoreinv.files.versions import versions
 from scoreinv.pictures import FAINT, INK, write_figure
-from scoreinv.verification.run import Case, Figures
+from scoreinv.verification.run import DIRECTIONS, Case, Figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,8 +89,8 @@ def markdown(rows: Sequence[Mapping[str, str]], cases: Sequence[Case], preface: 
         "- 50 %, 90 %, 95 %: share of true coordinates inside the central interval of the draws, with its standard error. The error "
         "takes an image for as many independent coordinates as it is worth when exact draws are measured in the same way.",
         "- Rank p: p-value of the truth's ranks among the draws being uniform (simulation-based calibration), in directions that the data "
-        "see and in those that they do not: 32 independent ones of each where the posterior is Gaussian, else 2; the smallest p-value "
-        "counts, times the number of tests. With so few images a large p proves little.",
+        f"see and in those that they do not: up to {DIRECTIONS} independent ones of each where the posterior is Gaussian, else 2; the smallest "
+        "p-value counts, times the number of tests. With so few images a large p proves little.",
         "- Evaluations: of the prior, a draw.",
         "",
         "Methods are in the order of their worst figure among mean error, variances and W₂. Methods of few evaluations get more "

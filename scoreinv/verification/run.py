@@ -30,6 +30,8 @@ from scoreinv.verification.prior import SharedCovariance, shared
 EVALUATIONS = 600
 """A method of so many evaluations a draw gets a case's least number of problems, one of half of them twice as many."""
 COVERAGES = (0.5, 0.9, 0.95)
+DIRECTIONS = 256
+"""At most so many components of a Gaussian posterior's range, and as many of its null space, have their ranks taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,14 +209,14 @@ def _part(problem: Problem, start: int, stop: int) -> Problem:
 
 
 def _rank_uniformity(draws: Tensor, truth: Tensor, laws: Laws, spaces: tuple[Tensor, Tensor], rng: Generator) -> float:
-    """`measures.rank_uniformity` in range and null space, the smaller p-value times their number: along 32 directions each whose components
-    are independent, as one sample, of Gaussian posteriors, along 2 of others."""
+    """`measures.rank_uniformity` in range and null space, the smaller p-value times their number: of Gaussian posteriors along up to
+    `DIRECTIONS` each whose components are independent, as one sample, of others along 2."""
     found = []
     for basis in (s for s in spaces if s.shape[1]):
         if not laws.gaussian:
             found.append(measures.rank_uniformity(draws, truth, measures.directions(basis, 2, rng)))
             continue
-        along = measures.directions(basis, 32, rng, laws.covariances[0])
+        along = measures.directions(basis, DIRECTIONS, rng, laws.covariances[0])
         pooled = (draws @ along).reshape(len(draws), -1, 1), (truth @ along).reshape(-1, 1)
         found.append(measures.rank_uniformity(*pooled, torch.ones(1, 1, dtype=torch.float64)))
     return min(1.0, len(found) * min(found))
