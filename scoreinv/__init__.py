@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scoreinv.files.dxchange import read_any_scan
     from scoreinv.files.reconstruction import Reconstruction, read_reconstruction, write_reconstruction
     from scoreinv.files.scan import Scan, read_scan, write_scan
-    from scoreinv.linop import LinearOperator
+    from scoreinv.linop import LinearOperator, Nonlinear
     from scoreinv.metrics import psnr, ssim
     from scoreinv.priors.checkpoint import load_prior, save_prior
     from scoreinv.priors.denoiser import Denoiser, NetworkPrior, Rescaled
@@ -39,6 +39,7 @@ __all__ = [
     "LinearOperator",
     "Method",
     "NetworkPrior",
+    "Nonlinear",
     "Problem",
     "Reconstruction",
     "Rescaled",
@@ -67,7 +68,7 @@ _HOMES = {
     "files.dxchange": ("read_any_scan",),
     "files.reconstruction": ("Reconstruction", "read_reconstruction", "write_reconstruction"),
     "files.scan": ("Scan", "read_scan", "write_scan"),
-    "linop": ("LinearOperator",),
+    "linop": ("LinearOperator", "Nonlinear"),
     "metrics": ("psnr", "ssim"),
     "priors.checkpoint": ("load_prior", "save_prior"),
     "priors.denoiser": ("Denoiser", "NetworkPrior", "Rescaled"),

@@ -1,8 +1,14 @@
-"""Linear operators: the one base class of everything that turns an image into data.
+"""Operators: the base classes of everything that turns an image into data.
 
-An operator A maps (*batch, *in_shape) to (*batch, *out_shape). A subclass gives `in_shape`, `out_shape`, `_forward` and
+A linear operator A maps (*batch, *in_shape) to (*batch, *out_shape). A subclass gives `in_shape`, `out_shape`, `_forward` and
 `_adjoint` (the exact transpose of `_forward`); this module adds shape checks, autograd to any order, forward mode and vmap
 (the derivative of a linear map is the map itself, its transpose is the adjoint), `A.H`, `A @ B` and ‖A‖².
+
+Any other map f that torch can differentiate is a `Nonlinear`, for the methods that need no more than the gradient of the misfit,
+
+    ∇ₓ m(f(x)) = 2 Jᵀ g,    J = ∂f/∂x at x,  g the slope of m at f(x)                                                    (1)
+
+Both answer `linearised(x)`: the data of x and v -> Jᵀ v there. For a linear operator J is A wherever x is.
 """
 
 from __future__ import annotations
@@ -11,14 +17,15 @@ import abc
 import functools
 import math
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class LinearOperator(abc.ABC):
-    """A linear map between images and data; subclasses are frozen dataclasses whose fields are their configuration."""
+class Operator(abc.ABC):
+    """A map between images and data, linear or not."""
 
     @property
     @abc.abstractmethod
@@ -29,6 +36,128 @@ class LinearOperator(abc.ABC):
     @abc.abstractmethod
     def out_shape(self) -> tuple[int, ...]:
         """Shape of one measurement, without batch dimensions."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """The data of images (*batch, *in_shape): (*batch, *out_shape)."""
+
+    @property
+    @abc.abstractmethod
+    def H(self) -> LinearOperator:  # noqa: N802 (the field's notation)
+        """The adjoint operator, of a linear one."""
+
+    @abc.abstractmethod
+    def linearised(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The data of x, and v -> Jᵀ v with J the derivative there; no gradient flows through either."""
+
+    @abc.abstractmethod
+    def norm_squared(self) -> float:
+        """‖J‖², the largest eigenvalue of Jᵀ J."""
+
+    @property
+    def seen(self) -> Tensor | None:
+        """Which data say something, bool (*out_shape): the others are no measurements, whatever they hold, and do not count in χ². None where all
+        do."""
+        return None
+
+    @property
+    def n_data(self) -> int:
+        """Number of data that say something."""
+        return math.prod(self.out_shape) if self.seen is None else int(self.seen.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Nonlinear(Operator):
+    """A map that torch can differentiate, as the operator of a problem; see the module's head. DPS, PaDIS, RED-diff and SITCOM take it.
+
+    Attributes:
+        f: (batch, *image_shape) -> (batch, *data_shape), member by member.
+        image_shape: of one image.
+        data_shape: of one measurement.
+        around: an image (*image_shape) like those that are looked for, where ‖J‖² is measured, which sets how long steps are; 0 without one.
+
+    Raises:
+        ValueError: f does not give data of that shape that torch can follow, or J is 0 around there.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    image_shape: tuple[int, ...]
+    data_shape: tuple[int, ...]
+    around: Tensor | None = None
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        return tuple(self.image_shape)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return tuple(self.data_shape)
+
+    def __post_init__(self) -> None:
+        if self.around is not None and tuple(self.around.shape) != tuple(self.in_shape):
+            raise ValueError(f"Nonlinear: around should have the shape {self.in_shape}, it has {tuple(self.around.shape)}")
+        if not self.norm_squared() > 0:
+            raise ValueError(
+                "Nonlinear: the derivative of f is 0 or not finite at `around` (0 without one); give an image where it is not"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """f(x); batch dimensions of any number.
+
+        Raises:
+            TypeError: x is not a floating-point tensor.
+            ValueError: x does not end with `in_shape`, or f gave something else than real data (batch, *out_shape).
+        """
+        batch = _batch_of("Nonlinear", x, self.in_shape)
+        data = _real("Nonlinear", self.f(x.reshape(-1, *self.in_shape)), self.out_shape)
+        return data.reshape(*batch, *self.out_shape)
+
+    @property
+    def H(self) -> LinearOperator:  # noqa: N802
+        """There is none: raises ValueError."""
+        raise ValueError(
+            "this method needs a linear operator with its adjoint, and the problem's is Nonlinear; dps, padis, red_diff and sitcom take any "
+            "map that torch can differentiate"
+        )
+
+    def linearised(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        check_gradients_allowed()
+        with torch.enable_grad():
+            point = x.detach().clone().requires_grad_()
+            data = self(point)
+        if not data.requires_grad:
+            raise ValueError("Nonlinear: torch cannot follow f from x to what it returns (NumPy, no_grad or detach in it?)")
+
+        def transposed(v: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(data, point, v, retain_graph=True)
+            return product
+
+        return data.detach(), transposed
+
+    def norm_squared(self) -> float:
+        """‖J‖² at `around`, by power iteration in float32 on the CPU; remembered."""
+        return _nonlinear_norm_squared(self)
+
+
+def check_gradients_allowed() -> None:
+    """Raises ValueError within torch.inference_mode()."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "this method needs gradients, which torch.inference_mode() forbids: call it outside (methods record none for their caller) or "
+            "within torch.no_grad()"
+        )
+
+
+def check_hashable(A: Operator) -> None:  # noqa: N803
+    """Raises TypeError for an operator of which nothing can be remembered."""
+    if not isinstance(A, Hashable):
+        raise TypeError(
+            f"{type(A).__name__}: an operator must be hashable, so that what is found once is remembered: make it a frozen dataclass"
+        )
+
+
+class LinearOperator(Operator):
+    """A linear map between images and data; subclasses are frozen dataclasses whose fields are their configuration."""
 
     @abc.abstractmethod
     def _forward(self, x: Tensor) -> Tensor:
@@ -48,16 +177,9 @@ class LinearOperator(abc.ABC):
             TypeError: x is not a floating-point tensor.
             ValueError: x does not end with `in_shape`.
         """
-        name = type(self).__name__
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {got}")
-        n = len(self.in_shape)
-        if tuple(x.shape[x.ndim - n :]) != tuple(self.in_shape) or x.ndim < n:
-            raise ValueError(
-                f"{name}: expected a shape (*batch, {', '.join(map(str, self.in_shape))}), got {tuple(x.shape)}"
-            )
-        return _Apply.apply(x, self, self.H)  # type: ignore[no-untyped-call, no-any-return]
+        _batch_of(type(self).__name__, x, self.in_shape)
+        data: Tensor = _Apply.apply(x, self, self.H)  # type: ignore[no-untyped-call]
+        return _real(type(self).__name__, data, self.out_shape)
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802 (the field's notation)
@@ -70,16 +192,8 @@ class LinearOperator(abc.ABC):
             return NotImplemented
         return Composition(self, other)
 
-    @property
-    def seen(self) -> Tensor | None:
-        """Which data say something, bool (*out_shape): the others are no measurements, whatever they hold, and do not count in χ². None where all
-        do."""
-        return None
-
-    @property
-    def n_data(self) -> int:
-        """Number of data that say something."""
-        return math.prod(self.out_shape) if self.seen is None else int(self.seen.sum())
+    def linearised(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self(x), self.H
 
     def norm_squared(self) -> float:
         """‖A‖², the largest eigenvalue of Aᵀ A, by power iteration in float32 on the CPU; remembered.
@@ -87,11 +201,31 @@ class LinearOperator(abc.ABC):
         Raises:
             TypeError: the operator cannot be hashed.
         """
-        if not isinstance(self, Hashable):
-            raise TypeError(
-                f"{type(self).__name__}: an operator must be hashable, so that its norm is found once: make it a frozen dataclass"
-            )
+        check_hashable(self)
         return _norm_squared(self)
+
+
+def _batch_of(name: str, x: Tensor, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch dimensions of x, once it is what an operator takes."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name}: expected a floating-point torch.Tensor, got {got}")
+    n = len(in_shape)
+    if tuple(x.shape[x.ndim - n :]) != tuple(in_shape) or x.ndim < n:
+        raise ValueError(f"{name}: expected a shape (*batch, {', '.join(map(str, in_shape))}), got {tuple(x.shape)}")
+    return tuple(x.shape[: x.ndim - n])
+
+
+def _real(name: str, data: object, out_shape: tuple[int, ...]) -> Tensor:
+    """What an operator made of images, once it is what it promised."""
+    n = len(out_shape)
+    if isinstance(data, Tensor) and data.is_floating_point() and tuple(data.shape[data.ndim - n :]) == tuple(out_shape):
+        return data
+    got = f"{data.dtype} {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+    raise ValueError(
+        f"{name}: expected real data (*batch, {', '.join(map(str, out_shape))}) of its map, got {got}; "
+        "of complex data give real and imaginary parts as two data of a real operator"
+    )
 
 
 class _Apply(torch.autograd.Function):
@@ -205,14 +339,27 @@ class Composition(LinearOperator):
 
 
 @functools.lru_cache(maxsize=64)
-def _norm_squared(op: LinearOperator, max_iterations: int = 100, tolerance: float = 1e-4) -> float:
-    """Power iteration on Aᵀ A from a fixed start; stops when the Rayleigh quotient moves less than the tolerance."""
-    v = torch.randn(op.in_shape, generator=torch.Generator().manual_seed(0))
+def _nonlinear_norm_squared(op: Nonlinear) -> float:
+    point = torch.zeros(op.in_shape) if op.around is None else op.around.detach().float().cpu()
+    _, transposed = op.linearised(point)
+    return _largest_eigenvalue(op.in_shape, lambda v: transposed(torch.autograd.functional.jvp(op, point, v)[1]))  # type: ignore[no-untyped-call]
+
+
+@functools.lru_cache(maxsize=64)
+def _norm_squared(op: LinearOperator) -> float:
+    return _largest_eigenvalue(op.in_shape, lambda v: op.H(op(v)))
+
+
+def _largest_eigenvalue(
+    shape: tuple[int, ...], apply: Callable[[Tensor], Tensor], max_iterations: int = 100, tolerance: float = 1e-4
+) -> float:
+    """Power iteration on AᵀA from a fixed start; stops when the Rayleigh quotient moves less than the tolerance."""
+    v = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     estimate = 0.0
     with torch.no_grad():
         for _ in range(max_iterations):
             v = v / v.norm()
-            w = op.H(op(v))
+            w = apply(v)
             previous, estimate = estimate, float((v * w).sum())
             if abs(estimate - previous) <= tolerance * abs(estimate):
                 break

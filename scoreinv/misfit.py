@@ -12,6 +12,15 @@ and h that of g, all of them relative to τ:
 σ_y = 1 / √N is its parabola at u = y. It is the same for many photons; for few, data that more photons reach by chance count for
 more, so that u comes out too small, by 1 / 2N̂ to first order, and N = 0 has to be made up.
 
+Methods whose estimate errs by more than the data do, A D at a high noise level σ by a variance of about v = σ² ‖A‖², follow
+
+    g (τ² + v) / (τ² + v h)                                                                                          (5)
+
+in the place of g: (u − y) (τ² + v) / (σ_y² + v) for Gaussian noise. The factor is 1 where the noise is uniform. While v is large all data
+count alike, as it goes to 0 they count by their noise; with g alone a few precise data would leave the others without a voice. Of counts
+it is (N − N̂) / N̂ for large v, and ends at 3 there: where far fewer photons are expected than came, Newton's step is too long. (h at the data
+would bound it, too, but N that is large by chance would have a smaller weight, and u came out too large.)
+
 Data that the operator does not see (`A.seen`) count for nothing: m, g and h are 0 for them.
 
 No object has u < 0, but iterates do: there e^−u goes on as the parabola 1 − u + u² / 2, so that h <= τ² P everywhere and steps of a
@@ -42,6 +51,10 @@ from scoreinv.problem import Problem
 from scoreinv.solvers import inner, like, noise_weights
 
 
+LONGEST = 3.0
+"""Where eq. (5) ends for photon counts."""
+
+
 class Misfit(Protocol):
     """m, g and h of the module's head, for data u (batch, *A.out_shape)."""
 
@@ -65,6 +78,10 @@ class Misfit(Protocol):
 
     def curvature(self, u: Tensor) -> Tensor:
         """h, shaped like u."""
+        ...
+
+    def balanced(self, u: Tensor, v: Tensor | float) -> Tensor:
+        """Eq. (5) with v a number or (batch,), shaped like u."""
         ...
 
 
@@ -136,6 +153,9 @@ class _Gaussian:
     def curvature(self, u: Tensor) -> Tensor:
         return self.weights.expand(u.shape)
 
+    def balanced(self, u: Tensor, v: Tensor | float) -> Tensor:
+        return self.slope(u) * _balance(self.tau, v, self.weights.expand(u.shape))
+
 
 @dataclass(frozen=True, eq=False)
 class _Poisson:
@@ -164,6 +184,18 @@ class _Poisson:
 
     def curvature(self, u: Tensor) -> Tensor:
         return like(self.tau**2, u) * self.seen * self.photons * torch.exp(-u.clamp(min=0))
+
+    def balanced(self, u: Tensor, v: Tensor | float) -> Tensor:
+        v = torch.as_tensor(v).to(u)
+        longest = LONGEST * (1 + like(self.tau**2 / v.expand(self.tau.shape).clamp(min=torch.finfo(u.dtype).tiny), u))
+        return torch.minimum(self.slope(u) * _balance(self.tau, v, self.curvature(u)), longest)
+
+
+def _balance(tau: Tensor, v: Tensor | float, h: Tensor) -> Tensor:
+    """The factor of eq. (5); 1 for data that are not seen."""
+    noise, v = like(tau**2, h), like(torch.as_tensor(v).to(tau).expand(tau.shape), h)
+    tiny = torch.finfo(h.dtype).tiny
+    return torch.where(h > 0, (noise + v).clamp(min=tiny) / (noise + v * h).clamp(min=tiny), 1)
 
 
 def _transmission(u: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoreinv.files.scan import Scan
-from scoreinv.linop import LinearOperator
+from scoreinv.linop import Operator
 from scoreinv.problem import Problem
 
 TISSUE = (0.75, 1.4)
@@ -81,7 +81,7 @@ def looks_clinical(scan: Scan) -> bool:
     return low < (mean_image(scan.problem) if found is None else found) / scan.mu_water_per_mm < high
 
 
-def is_ct(A: LinearOperator) -> bool:
+def is_ct(A: Operator) -> bool:
     """Whether images are gray slices with pixels of a size."""
     return len(A.in_shape) == 2 and getattr(A, "pixel_mm", None) is not None
 
@@ -151,7 +151,7 @@ def _of_photons(scan: Scan, exact_counts: bool) -> list[str]:
     return said
 
 
-def _sees_beyond(A: LinearOperator) -> bool:
+def _sees_beyond(A: Operator) -> bool:
     """Whether both edges of the detector look past the disc inscribed in the image, where there should be air."""
     shadow = A(torch.ones(A.in_shape))
     n = shadow.shape[-1]

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.linop import LinearOperator
+from scoreinv.linop import LinearOperator, Operator
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Problem:
     """Data with the operator and the noise that they came from.
 
     Attributes:
-        A: the operator; images in its unit (1/mm for CT).
+        A: the operator; images in its unit (1/mm for CT). All methods take linear ones, some any that is differentiable.
         y: (*batch, *A.out_shape), real.
         noise_std: standard deviation of y's noise: a number, or a tensor that broadcasts to y (post-log Poisson data);
             0 means noise-free.
@@ -54,20 +54,20 @@ class Problem:
             (see `scoreinv.misfit`), all others y and noise_std.
 
     Raises:
-        ValueError: A is not linear, or the parts do not fit together.
+        ValueError: A is no operator, or the parts do not fit together.
     """
 
-    A: LinearOperator
+    A: Operator
     y: Tensor
     noise_std: float | Tensor = 0.0
     truth: Tensor | None = None
     counts: Counts | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.A, LinearOperator):
+        if not isinstance(self.A, Operator):
             raise ValueError(
-                f"Problem: methods need Aᵀ, so A must be a scoreinv.LinearOperator, got {type(self.A).__name__}; "
-                "a nonlinear map has to be linearised first"
+                f"Problem: A must be a scoreinv.LinearOperator, got {type(self.A).__name__}; "
+                "wrap a map that is not linear in scoreinv.Nonlinear, which methods that follow a gradient take"
             )
         for name, value in (("y", self.y), ("truth", self.truth)):
             if not isinstance(value, Tensor | None):
@@ -82,6 +82,8 @@ class Problem:
                 f"Problem: y must be real floating-point data, got {self.y.dtype}; "
                 "give real and imaginary parts as two data of a real operator"
             )
+        if self.y.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"Problem: y must be float32 or float64, got {self.y.dtype}, whose rounding no solver stands: y.float()")
         if self.y.numel() == 0:
             raise ValueError(f"Problem: y has no data, its shape is {tuple(self.y.shape)}")
         n = len(self.A.out_shape)
@@ -116,6 +118,15 @@ class Problem:
         if self.counts is not None and self.counts.arrived.shape != self.y.shape:
             got = tuple(self.counts.arrived.shape)
             raise ValueError(f"Problem: counts {got} and y {tuple(self.y.shape)} must have one shape")
+
+    @property
+    def linear(self) -> LinearOperator:
+        """The operator, for methods that need a linear one.
+
+        Raises:
+            ValueError: it is not linear.
+        """
+        return self.A if isinstance(self.A, LinearOperator) else self.A.H.H
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -170,7 +181,7 @@ class Method(Protocol):
         ...
 
 
-def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: float = 0.0) -> Problem:
+def simulate(A: Operator, x: Tensor, rng: Generator, *, relative_noise: float = 0.0) -> Problem:
     """y = A x + n with Gaussian noise of standard deviation relative_noise * mean |A x| (of each image on its own).
 
     Args:
@@ -190,7 +201,7 @@ def simulate(A: LinearOperator, x: Tensor, rng: Generator, *, relative_noise: fl
     return Problem(A, y + std * noise, std if std.numel() > 1 else float(std), x)
 
 
-def simulate_counts(A: LinearOperator, x: Tensor, rng: Generator, *, photons: float) -> Problem:
+def simulate_counts(A: Operator, x: Tensor, rng: Generator, *, photons: float) -> Problem:
     """Transmission CT: N ~ Poisson(photons * exp(-A x)), y = -ln(N / photons), with N = 0 counted as half a photon.
 
     The noise is given as the standard deviation that post-log data have to first order, 1 / √N, and the problem carries the

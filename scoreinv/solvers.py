@@ -1,6 +1,8 @@
 """Iterative solvers for batches: every norm and inner product is one member's own, never the batch's.
 
     cg      M x = b with M symmetric positive (semi-)definite: Hestenes & Stiefel 1952, doi:10.6028/jres.049.044
+    cr      the same with M singular and b not in its range: min ‖b − M x‖ by conjugate residuals (Stiefel 1955,
+            doi:10.1007/BF02565599), where cg goes astray
     cgls    min ‖W^½ (A x − y)‖²: CG on AᵀW A x = AᵀW y without forming it (Björck 1996, algorithm 7.4.1)
 
 A member that has converged stays where it is while the others go on, so that a batch gives what its members give alone.
@@ -76,6 +78,43 @@ def cg(
     return x
 
 
+@torch.no_grad()
+def cr(apply: Callable[[Tensor], Tensor], b: Tensor, *, max_iterations: int, tolerance: float = 0.0) -> Tensor:
+    """Least squares, min ‖M x − b‖, for a symmetric positive semi-definite M, by conjugate residuals from zero.
+
+    Args:
+        apply: x -> M x on (batch, *shape), member by member.
+        b: (batch, *shape); what lies outside M's range changes x within M's null space only.
+        max_iterations: at most so many applications of M (and one more).
+        tolerance: a member is done when ⟨r, M r⟩ <= tolerance² ⟨b, M b⟩, r = b − M x, or when M r is 0 but for rounding: then r lies
+            outside M's range.
+
+    Returns:
+        x, shaped like b; not differentiable.
+
+    Raises:
+        ValueError: max_iterations or tolerance is negative.
+    """
+    _check(max_iterations, tolerance, b, None)
+    x, r = torch.zeros_like(b), b
+    p, s = r, apply(r)
+    q, rs = s, inner(r, s)
+    goal, steepest = max(tolerance, _rounding(b)) ** 2 * rs, torch.zeros_like(rs)
+    for _ in range(max_iterations):
+        qq, steepness = inner(q, q), _ratio(inner(s, s), inner(r, r), inner(r, r) > 0)
+        steepest = torch.maximum(steepest, steepness)
+        active = (rs > goal) & (qq > 0) & (steepness > (10 * _rounding(b)) ** 2 * steepest)
+        if not active.any():
+            break
+        alpha = _ratio(rs, qq, active)
+        x, r = x + like(alpha, x) * p, r - like(alpha, r) * q
+        s = apply(r)
+        rs, previous = torch.where(active, inner(r, s), 0), rs
+        beta = like(_ratio(rs, previous, active), r)
+        p, q = torch.where(like(active, p), r + beta * p, p), torch.where(like(active, q), s + beta * q, q)
+    return x
+
+
 def cgls(
     A: LinearOperator,
     y: Tensor,
@@ -147,6 +186,8 @@ def noise_weights(problem: Problem) -> tuple[Tensor | None, Tensor]:
 
     The log-likelihood is −½ Σ wᵢ (A x − y)ᵢ² / σ² with σ the smallest noise of the member and w = (σ / σᵢ)² <= 1.
 
+    Data that the operator does not see (`A.seen`) have no say in σ; their w is 0 to 1, and means nothing.
+
     Returns:
         w (batch, *A.out_shape), None where the noise is uniform; σ (batch,), 0 for noise-free members.
 
@@ -157,6 +198,10 @@ def noise_weights(problem: Problem) -> tuple[Tensor | None, Tensor]:
     if std.ndim == 0:
         return None, std.expand(y.shape[0])
     std = std.expand(y.shape)
+    if problem.A.seen is not None:
+        seen = problem.A.seen.to(y.device)
+        least = torch.where(seen, std, torch.inf).flatten(1).amin(1)
+        std = torch.where(seen, std, like(torch.where(least.isfinite(), least, 1), std))
     least, most = std.flatten(1).amin(1), std.flatten(1).amax(1)
     if ((least == 0) & (most > 0)).any():
         raise ValueError(

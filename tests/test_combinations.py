@@ -158,6 +158,88 @@ def test_an_operator_that_measures_nothing(name: str) -> None:
     taken(name, Problem(Masking(torch.zeros(4, 5)), torch.zeros(2, 4, 5), 0.1))
 
 
+UNEVEN = [n for n in POSTERIOR if n not in ("repaint", "song_faithful", "latent_daps")]
+TOO_FAR = {"flow_dps", "padis", "song_exact", "tds", "mcg_diff"}
+"""With few steps or particles they are far from any data, precise ones or not."""
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_a_precise_datum_does_not_silence_the_others(name: str) -> None:
+    """Four data have a noise of 0.1, the first one 25 times less, as two photon counts 640 times apart: the others are met as well as without it."""
+    A = Matrix(torch.eye(9)[:5], image_shape=(3, 3))
+    place = torch.cartesian_prod(torch.arange(3), torch.arange(3)).double()
+    prior = GaussianPrior(torch.zeros(3, 3), torch.exp(-(torch.cdist(place, place) ** 2)) + 0.02 * torch.eye(9))
+    truth = prior.draw(1, Generator().manual_seed(2))[0].float()
+    noise = torch.randn(5, generator=Generator().manual_seed(3))
+    errors = []
+    for precise in (0.1, 0.004):
+        std = torch.tensor([precise, 0.1, 0.1, 0.1, 0.1])
+        problem = Problem(A, A(truth) + std * noise, std)
+        law = prior.posterior(problem)
+        few = {"samples": 8, "particles": 32, "n_levels": 40, "n_sweeps": 40} | ({} if name == "mcg_diff" else {"data_std": 1.0})
+        method = configure.method(name, {k: v for k, v in few.items() if configure.has_setting(name, k)}, lambda: prior)
+        x = method(problem, Generator().manual_seed(4)).mean(0)
+        errors.append(float(((x - law.mean).flatten() / law.covariance.diagonal().sqrt())[1:5].square().mean().sqrt()))
+    assert errors[1] < max(1.0, 1.5 * errors[0]), errors
+    assert errors[0] < 1.5 or name in TOO_FAR, errors
+
+
+@pytest.mark.parametrize("std", [0.0, 0.1])
+@pytest.mark.parametrize("name", sorted(set(POSTERIOR) - {"song_faithful"}))
+def test_what_is_not_measured_does_not_count(name: str, std: float) -> None:
+    """Neither what stands there nor its noise, be it 0."""
+    mask = torch.rand(4, 5, generator=Generator().manual_seed(1)) < 0.5
+    A, x = Masking(mask), torch.randn(4, 5, generator=Generator().manual_seed(2))
+    if name == "tds" and std == 0:
+        pytest.skip("TDS needs noise")
+    problems = [
+        Problem(A, torch.where(mask, x, 0.0), std),
+        Problem(A, torch.where(mask, x, 3.0), std),
+        Problem(A, torch.where(mask, x, 3.0), torch.where(mask, std, 0.0 if std else 0.7)),
+    ]
+    first, *others = (small(name)(p, Generator().manual_seed(3)) for p in problems)
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["cg", "gmres"])
+@pytest.mark.parametrize("name", ["mmps", "pigdm", "tmpd"])
+def test_noise_free_data_that_no_image_makes(name: str, solver: str) -> None:
+    """Least squares; members with noise beside them are as they are alone."""
+    if solver == "gmres" and name != "mmps":
+        pytest.skip("a solver of MMPS")
+    A = Matrix(torch.randn(30, 9, generator=Generator().manual_seed(1)), image_shape=(3, 3))
+    y = A(torch.randn(2, 3, 3, generator=Generator().manual_seed(2))) + torch.randn(2, 30, generator=Generator().manual_seed(3)) / 20
+    best = torch.linalg.lstsq(A.matrix, y[0][:, None].double()).solution.reshape(3, 3)
+    prior = GaussianPrior(torch.zeros(3, 3), torch.eye(9))
+    settings = {"n_levels": 30, **({"solver": solver, "iterations": 12} if name == "mmps" else {})}
+    std = torch.tensor([0.0, 0.1])[:, None]
+    x = configure.method(name, settings, lambda: prior)(Problem(A, y, std), Generator().manual_seed(4))[0]
+    assert float((x[0] - best).abs().max()) < 0.02
+    law = prior.posterior(Problem(A, y[1].double(), 0.1))
+    assert float(((x[1] - law.mean).flatten() / law.covariance.diagonal().sqrt()).abs().max()) < 5
+
+
+@pytest.mark.parametrize("name", POSTERIOR)
+def test_settings_that_are_infinite_or_no_whole_numbers(name: str) -> None:
+    cls = plugins.get("methods", name)
+    for f in dataclasses.fields(cls):
+        value = getattr(small(name), f.name)
+        if isinstance(value, float) and (name, f.name) != ("pigdm", "longest"):
+            with pytest.raises(ValueError, match="finite|must lie|infinit|expected"):
+                cls(two_modes, **{f.name: float("inf")})
+        if isinstance(value, int) and not isinstance(value, bool):
+            with pytest.raises(ValueError, match="whole number"):
+                cls(two_modes, **{f.name: value + 0.5})
+
+
+@pytest.mark.parametrize("name", ["dps", "mmps", "sitcom", "padis"])
+def test_gradients_within_inference_mode(name: str) -> None:
+    problem = Problem(Masking(torch.ones(4, 5)), torch.zeros(4, 5), 0.1)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        small(name)(problem, Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("name", POSTERIOR)
 def test_no_draws_are_refused(name: str) -> None:
     for samples in (0, -1):
@@ -182,7 +264,8 @@ class Exponential:
 @pytest.mark.parametrize(
     ("A", "y", "noise_std", "words"),
     [
-        (Exponential(), torch.zeros(4, 5), 0.1, "must be a scoreinv.LinearOperator, got Exponential; .* linearised"),
+        (Exponential(), torch.zeros(4, 5), 0.1, "must be a scoreinv.LinearOperator, got Exponential; .* scoreinv.Nonlinear"),
+        (MATRIX, torch.zeros(6, dtype=torch.float16), 0.1, "float32 or float64, got torch.float16"),
         (
             MATRIX,
             torch.zeros(6, dtype=torch.complex64),
@@ -199,7 +282,7 @@ class Exponential:
         (MATRIX, torch.zeros(6), torch.tensor(0.1j), "noise_std must be real"),
         (MATRIX, torch.zeros(0, 6), 0.1, r"y has no data, its shape is \(0, 6\)"),
     ],
-    ids=["nonlinear", "complex", "integers", "not finite", "complex noise", "empty"],
+    ids=["nonlinear", "half", "complex", "integers", "not finite", "complex noise", "empty"],
 )
 def test_problems_that_are_refused(A: Any, y: Tensor, noise_std: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -357,3 +357,23 @@ def test_other_methods_go_on_with_the_weights() -> None:
     problem, _ = low_dose(5)
     method = PnPDM(Rows(OPAQUE), n_sweeps=5, prior_steps=3)
     torch.testing.assert_close(method(problem, seeded()), method(weighted(problem), seeded()))
+
+
+def test_balanced_slopes() -> None:
+    """(u − y) (τ² + v) / (σ_y² + v): the slope itself for even noise and for v = 0, all data alike for large v; of counts with their sign."""
+    A = Matrix(torch.eye(4))
+    u, y = torch.randn(2, 4, generator=Generator().manual_seed(1)), torch.zeros(2, 4)
+    std = torch.tensor([[0.1, 1.0, 10.0, 0.1], [0.2, 0.2, 0.2, 0.2]])
+    fit, v = misfit(Problem(A, y, std)), torch.tensor([0.5, 2.0])
+    tau2 = std.amin(1, keepdim=True) ** 2
+    torch.testing.assert_close(fit.balanced(u, v), u * (tau2 + v[:, None]) / (std**2 + v[:, None]))
+    torch.testing.assert_close(fit.balanced(u, 0.0), fit.slope(u))
+    torch.testing.assert_close(fit.balanced(u, 1e8), u, rtol=1e-4, atol=1e-6)
+    clean = misfit(Problem(A, y, 0.0))
+    torch.testing.assert_close(clean.balanced(u, 0.0), u)
+    counts = torch.tensor([[1.0, 30.0, 1000.0, 0.0]])
+    exact = misfit(Problem(A, torch.zeros(1, 4), 1.0, counts=Counts(counts, 1000.0)))
+    for at in (torch.zeros(1, 4), torch.full((1, 4), 3.0), torch.full((1, 4), -2.0)):
+        far = exact.balanced(at, 1e8)
+        assert torch.equal(far.sign(), exact.slope(at).sign()) and float(far.max()) <= 3
+        torch.testing.assert_close(exact.balanced(at, 0.0), exact.slope(at))

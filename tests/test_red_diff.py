@@ -20,7 +20,8 @@ def rng() -> Generator:
 def fixed_point(prior: GaussianPrior, one: Problem, sigma: float, weight: float) -> Tensor:
     """Eq. (3), dense."""
     std = torch.as_tensor(one.noise_std, dtype=torch.float64).expand(3)
-    w = torch.ones(3, dtype=torch.float64) if std.max() == 0 else (std.min() / std) ** 2
+    v = sigma**2 * one.A.norm_squared()
+    w = (std.min() ** 2 + v) / (std**2 + v)
     widened = prior.covariance + sigma**2 * torch.eye(6, dtype=torch.float64)
     weighted = MATRIX.T @ w.diag() / one.A.norm_squared()
     matrix = weighted @ MATRIX + weight * sigma**2 * widened.inverse()
@@ -50,10 +51,14 @@ def test_rests_at_its_fixed_point(noise_std: float | Tensor, sigma: float, weigh
     assert float((expected - fixed_point(prior, one, sigma, weight / 2)).abs().max()) > 0.08  # a test that can tell
 
 
-def test_bayesian_weight_gives_the_posterior_mean_of_the_widened_prior() -> None:
-    prior, (one, many) = gaussian(), problems(UNEVEN, 400)
+@pytest.mark.parametrize("noise_std", [0.5, UNEVEN], ids=["even", "uneven"])
+def test_bayesian_weight_gives_the_posterior_mean_of_the_widened_prior(noise_std: float | Tensor) -> None:
+    prior, (one, many) = gaussian(), problems(noise_std, 400)
     sigma = 0.7
-    weight = float(UNEVEN.min() ** 2) / (one.A.norm_squared() * sigma**2)
+    norm_squared, std = one.A.norm_squared(), torch.as_tensor(noise_std)
+    v = sigma**2 * norm_squared if std.ndim else 0.0  # even noise may be taken as it is
+    weight = float(std.min() ** 2 + v) / (norm_squared * sigma**2)
+    one = Problem(one.A, one.y, (std**2 + v).sqrt())
     widened = GaussianPrior(prior.mean, prior.covariance + sigma**2 * torch.eye(6, dtype=torch.float64))
     got = at_one_level(prior, many, sigma, weight)
     torch.testing.assert_close(got, exact(widened, one).mean, rtol=0, atol=0.04)

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from scoreinv.linop import LinearOperator
 from scoreinv.problem import Problem
-from scoreinv.solvers import cg, cgls, cgls_iterates, mean_column_square, noise_weights
+from scoreinv.solvers import cg, cgls, cgls_iterates, cr, mean_column_square, noise_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,3 +202,17 @@ def test_cg_steps_of_each_member(rng: Generator) -> None:
     for k, n in enumerate(steps.tolist()):
         alone = cg(lambda x, k=k: (M[k] @ x[..., None])[..., 0], b[k : k + 1], max_iterations=n)  # type: ignore[misc]
         torch.testing.assert_close(together[k : k + 1], alone)
+
+
+def test_conjugate_residuals_find_least_squares_of_a_singular_matrix() -> None:
+    """Of data in its range and of others; every member as alone."""
+    half = torch.randn(2, 6, 3, generator=Generator().manual_seed(1), dtype=torch.float64)
+    M = half @ half.mT
+    b = torch.randn(2, 6, generator=Generator().manual_seed(2), dtype=torch.float64)
+    b[0] = M[0] @ b[0]
+    x = cr(lambda v: (M @ v[..., None])[..., 0], b, max_iterations=20)
+    expected = (torch.linalg.pinv(M, rtol=1e-9) @ b[..., None])[..., 0]
+    torch.testing.assert_close((M @ x[..., None])[..., 0], (M @ expected[..., None])[..., 0])
+    alone = cr(lambda v: v @ M[1], b[1:], max_iterations=20)
+    torch.testing.assert_close(alone[0], x[1])
+    assert float(cr(lambda v: 0 * v, b, max_iterations=3).abs().max()) == 0

@@ -82,7 +82,7 @@ class CGLS:
         """The iterates 1, 2, ..., each (batch, *A.in_shape) with all batch dimensions merged; ends when all are
         exact."""
         flat = problem.flat()
-        return cgls_iterates(flat.A, flat.y, max_iterations=max_iterations, weights=noise_weights(flat)[0])
+        return cgls_iterates(flat.linear, flat.y, max_iterations=max_iterations, weights=noise_weights(flat)[0])
 
 
 def _stopped(method: str, count: int | None, iterates: Iterator[Tensor], problem: Problem) -> Tensor:

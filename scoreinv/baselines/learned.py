@@ -184,9 +184,9 @@ class Learned(abc.ABC):
         name = plugins.name_of("methods", type(self))
         path = weights_path(name, self.weights)
         network, card = _loaded(name, str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(flat.y.device))
-        network.check(flat.A)
-        _compare(name, network, card, geometry(flat.A))
-        scaled = Scaled(flat.A)
+        network.check(flat.linear)
+        _compare(name, network, card, geometry(flat.linear))
+        scaled = Scaled(flat.linear)
         return network, scaled, flat.y.float() / (self.unit * scaled.norm)
 
 

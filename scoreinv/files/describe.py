@@ -17,13 +17,13 @@ from torch import Tensor
 
 from scoreinv import plugins
 from scoreinv.files import hdf5
-from scoreinv.linop import Composition, LinearOperator
+from scoreinv.linop import Composition, LinearOperator, Operator
 
 LONGEST_INLINE = 16
 """Sequences with more entries than this become datasets."""
 
 
-def describe(operator: LinearOperator) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def describe(operator: Operator) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The description of an operator and the datasets that it refers to, by name.
 
     Raises:
@@ -34,7 +34,7 @@ def describe(operator: LinearOperator) -> tuple[dict[str, Any], dict[str, np.nda
     return _describe(operator, "operator", arrays), arrays
 
 
-def _describe(operator: LinearOperator, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _describe(operator: Operator, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if isinstance(operator, Composition):
         return {
             "name": "composition",
@@ -55,7 +55,7 @@ def _describe(operator: LinearOperator, prefix: str, arrays: dict[str, np.ndarra
 def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, LinearOperator):
+    if isinstance(value, Operator):
         return _describe(value, path, arrays)
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()

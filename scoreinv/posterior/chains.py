@@ -51,17 +51,21 @@ def check_settings(method: object, *, levels: tuple[float, float], of: str = "si
         ValueError: a setting is NaN, a count is no whole number of at least 1, or not 0 < last <= first < infinity.
     """
     name = type(method).__name__
-    check_numbers(method)
     for key, value in counts.items():
         if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected {key} of at least 1, a whole number, got {value}")
-    if not 0 < levels[0] <= levels[1] < math.inf:
+    if not (0 < levels[0] <= levels[1] < math.inf or any(map(math.isnan, levels))):
         raise ValueError(f"{name}: expected 0 < {of}_min <= {of}_max, finite, got {levels[0]} and {levels[1]}")
+    check_numbers(method)
 
 
 def check_numbers(method: Any) -> None:
-    """Raises ValueError for a setting that is NaN, which comparisons do not find."""
+    """Raises ValueError for a setting that is NaN, which comparisons do not find, that is infinite but for those in the class's `UNBOUNDED`,
+    or that counts and is no whole number."""
+    name, unbounded = type(method).__name__, getattr(method, "UNBOUNDED", ())
     for f in dataclasses.fields(method):
         value = getattr(method, f.name)
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{type(method).__name__}: {f.name} must be a number, got {value}")
+        if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or f.name not in unbounded):
+            raise ValueError(f"{name}: {f.name} must be a {'number' if math.isnan(value) else 'finite number'}, got {value}")
+        if f.type in ("int", "int | None") and isinstance(value, float):
+            raise ValueError(f"{name}: expected {f.name} to be a whole number, got {value}")

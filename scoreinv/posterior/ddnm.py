@@ -73,7 +73,7 @@ class DDNM(Guided):
 
     def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
         weights, _ = noise_weights(problem)
-        A, y = problem.A, problem.y
+        A, y = problem.linear, problem.y
         return lambda x, sigma: cgls(A, y, prior(x, sigma), max_iterations=self.iterations, weights=weights)
 
 

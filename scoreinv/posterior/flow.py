@@ -82,7 +82,7 @@ class FlowDPS(Stepwise):
 
         def step(denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, rngs: Sequence[Generator]) -> Tensor:
             clean = denoise(x, sigma)
-            fitted = cgls(problem.A, problem.y, clean, max_iterations=self.iterations, weights=weights)
+            fitted = cgls(problem.linear, problem.y, clean, max_iterations=self.iterations, weights=weights)
             corrected = clean + sigma / (scale + sigma) * (fitted - clean)
             share = (scale / (scale + sigma_next)).sqrt()
             return renoised(corrected, (x - clean) / sigma, sigma_next, share, rngs)

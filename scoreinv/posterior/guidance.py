@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.linop import check_gradients_allowed
 from scoreinv.posterior.chains import check_settings
 from scoreinv.priors.denoiser import Denoiser, checked, scale_of
 from scoreinv.problem import Problem
@@ -78,6 +79,8 @@ class Guided(abc.ABC):
     def __post_init__(self) -> None:
         name = type(self).__name__
         check_settings(self, levels=(self.sigma_min, self.sigma_max), samples=self.samples, n_levels=self.n_levels)
+        if self.n_levels > 1 and self.sigma_min == self.sigma_max:
+            raise ValueError(f"{name}: {self.n_levels} levels need sigma_min < sigma_max, both are {self.sigma_min}")
         if self.step not in STEPS:
             raise ValueError(f"{name}: no step is named {self.step!r}; known: {', '.join(STEPS)}")
         if not 0 <= self.eta <= 1:
@@ -105,8 +108,9 @@ def with_gradient(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor,
     The gradient is taken whether or not the caller records one; results carry none.
 
     Raises:
-        ValueError: D is not differentiable by torch, or does not return images shaped like x.
+        ValueError: D is not differentiable by torch, or does not return images shaped like x, or gradients are forbidden.
     """
+    check_gradients_allowed()
     with torch.enable_grad():
         point = x.detach().requires_grad_()
         clean = checked(denoiser(point, sigma), x)

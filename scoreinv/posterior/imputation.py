@@ -82,7 +82,7 @@ def replacement(problem: Problem) -> Replace:
     Raises:
         ValueError: the operator's rows are not orthogonal or not of one length.
     """
-    A, y = problem.A, problem.y
+    A, y = problem.linear, problem.y
     squared = _row_squared(A)
     std = torch.as_tensor(problem.noise_std).to(y)
 

@@ -30,10 +30,12 @@ from torch import Tensor
 from scoreinv.posterior.guidance import Guided, with_gradient
 from scoreinv.priors.denoiser import Denoiser
 from scoreinv.problem import Problem
-from scoreinv.solvers import cg, inner, like, noise_weights
+from scoreinv.solvers import cg, cr, inner, like, noise_weights
 
 Map = Callable[[Tensor], Tensor]
 """A linear map of (batch, *shape), member by member."""
+Solver = Callable[[Map, Tensor], Tensor]
+"""(M, b) -> what solves M u = b, member by member."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,10 @@ class MMPS(Guided):
             raise ValueError(f"MMPS: expected iterations of at least 1, got {self.iterations}")
 
     def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
-        pull = likelihood_pull(problem, lambda M, b: SOLVERS[self.solver](M, b, self.iterations))
+        k, singular = self.iterations, gmres if self.solver == "gmres" else conjugate_residuals
+        pull = likelihood_pull(
+            problem, lambda M, b: SOLVERS[self.solver](M, b, k), lambda M, b: singular(M, b, k)
+        )
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             clean, transposed = with_gradient(prior, x, sigma)
@@ -66,25 +71,35 @@ class MMPS(Guided):
         return denoise
 
 
-def likelihood_pull(problem: Problem, solve: Callable[[Map, Tensor], Tensor]) -> Callable[[Tensor, Map], Tensor]:
+def likelihood_pull(problem: Problem, solve: Solver, least_squares: Solver) -> Callable[[Tensor, Map], Tensor]:
     """(D, v -> V v) -> Aᵀ (Σ_y + A V Aᵀ)⁻¹ (y − A D): what guidance with any covariance V needs.
 
     Solved for data divided by their noise, (τ² I + W^½ A V Aᵀ W^½) u = W^½ (y − A D) with W = (τ / σ_y)², τ = min σ_y, which is
-    better conditioned. Noise-free data have τ = 0: a Krylov solver that starts from zero gives the pseudo-inverse.
+    better conditioned. Noise-free data have τ = 0 and M may be singular: `least_squares` finds the pseudo-inverse, also of data that no
+    image makes exactly. Data that the operator does not see are left out.
 
     Args:
         problem: with one batch dimension.
-        solve: (M, b) -> M⁻¹ b.
+        solve: (M, b) -> M⁻¹ b, for members with noise.
+        least_squares: (M, b) -> M⁺ b, for those without.
     """
-    A = problem.A
+    A, y = problem.A, problem.y
+    seen = 1.0 if A.seen is None else A.seen.to(y)
     weights, tau = noise_weights(problem)
-    root, ridge = 1.0 if weights is None else weights.sqrt(), like(tau**2, problem.y)
+    root, ridge = 1.0 if weights is None else weights.sqrt(), like(tau**2, y)
+    noisy = tau > 0
 
     def pull(clean: Tensor, covariance: Map) -> Tensor:
         def system(u: Tensor) -> Tensor:
             return ridge * u + root * A(covariance(A.H(root * u)))
 
-        return A.H(root * solve(system, root * (problem.y - A(clean))))
+        b = seen * root * (y - A(clean))
+        if noisy.all():
+            return A.H(root * solve(system, b))
+        u = least_squares(system, b)
+        if noisy.any():
+            u = torch.where(like(noisy, b), solve(system, b), u)
+        return A.H(root * u)
 
     return pull
 
@@ -92,6 +107,11 @@ def likelihood_pull(problem: Problem, solve: Callable[[Map, Tensor], Tensor]) ->
 def conjugate_gradients(M: Map, b: Tensor, iterations: int) -> Tensor:
     """M⁻¹ b for a symmetric positive M, approximately; a step along which M is not positive is the last of its member."""
     return cg(M, b, max_iterations=iterations)
+
+
+def conjugate_residuals(M: Map, b: Tensor, iterations: int) -> Tensor:
+    """M⁺ b for a symmetric positive semi-definite M, approximately."""
+    return cr(M, b, max_iterations=iterations)
 
 
 def gmres(M: Map, b: Tensor, iterations: int) -> Tensor:

@@ -13,13 +13,12 @@ is no larger than a patch is denoised whole, without padding: then (1) is D itse
 
 The method (Langevin steps with the guidance of DPS, as in the paper's program). For σ in levels, n times each:
 
-    x ← x + ½ε (D − x) + √ε σ z + ½ε g JᵀAᵀW (y − A D) σ² / (τ² + σ² ‖A‖²),    J = ∂D/∂x,  ε = ½                    (2)
+    x ← x + ½ε (D − x) + √ε σ z + ½ε g σ² JᵀAᵀ (y − A D) / (σ_y² + σ² ‖A‖²),    J = ∂D/∂x,  ε = ½                    (2)
 
 a Langevin step of α = ε σ²; at the last level no noise is added. The last term is α/2 times the gradient of ln p(y | x) with the
-error of A D taken for σ² ‖A‖² (τ = min σ_y, W = (τ / σ_y)²), g times. The paper's is ζ ∇‖y − A D‖ with a ζ tuned for each operator,
+error of A D taken for σ² ‖A‖², g times. The paper's is ζ ∇‖y − A D‖ with a ζ tuned for each operator,
 a step whose length does not depend on how far the data are; this one is stable for ε g < 4 and needs no tuning. Of photon counts it
-takes the exact gradient, −g of `scoreinv.misfit` for W (y − A D), and divides by τ² + σ² ‖A‖² max h. With g = 1 it is
-annealed Langevin dynamics on the posterior once σ ‖A‖ << τ. On the Gaussian of tests/test_padis.py (an image of one patch, variances
+takes the exact gradient, eq. (5) of `scoreinv.misfit`. With g = 1 it is annealed Langevin dynamics on the posterior once σ ‖A‖ << σ_y. On the Gaussian of tests/test_padis.py (an image of one patch, variances
 0.5 to 1.5, 3 of 6 directions measured with noise 0.5) with the default settings: variance over exact variance 1.06, mean off by 0.1
 exact standard deviations. Few-view CT data are fitted slowly, like the singular values of A squared: a larger g comes nearer to
 them, at the cost of draws that vary too little where the data speak (g = 4: 0.5 times).
@@ -221,6 +220,7 @@ class PaDIS:
         """σ² times the gradient of ln p(x) + g ln p(y | x)."""
         A, fit = problem.A, misfit(problem)
         clean, transposed = with_gradient(prior, x, sigma)
-        pull = transposed(A.H(fit.slope(A(clean))))
-        steepest = fit.steepest * (A.norm_squared() or 1.0)
-        return clean - x - like(self.guidance * sigma**2 / (fit.tau**2 + sigma**2 * steepest), x) * pull
+        erring = sigma**2 * (A.norm_squared() or 1.0)
+        data, back = A.linearised(clean)
+        pull = transposed(back(fit.balanced(data, erring)))
+        return clean - x - like(self.guidance * sigma**2 / (fit.tau**2 + erring), x) * pull

@@ -44,6 +44,7 @@ the time of a variance-preserving process from σ = 1000, gave 28.8 and 30.5 dB 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ from scoreinv.posterior.mmps import likelihood_pull
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
-from scoreinv.solvers import cg, like
+from scoreinv.solvers import cg, cr, like
 
 WEIGHTS = ("tweedie", "whole")
 
@@ -72,6 +73,7 @@ class PiGDM(Guided):
         tolerance: relative residual at which they stop.
     """
 
+    UNBOUNDED: ClassVar = ("longest",)
     data_std: float = 0.1
     weight: str = "tweedie"
     damping: float = 0.0
@@ -95,7 +97,12 @@ class PiGDM(Guided):
             )
 
     def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
-        pull = likelihood_pull(problem, lambda M, b: cg(M, b, max_iterations=self.iterations, tolerance=self.tolerance))
+        k, close = self.iterations, self.tolerance
+        pull = likelihood_pull(
+            problem,
+            lambda M, b: cg(M, b, max_iterations=k, tolerance=close),
+            lambda M, b: cr(M, b, max_iterations=k, tolerance=close),
+        )
         unit = scale_of(self.prior)
         spread = (self.data_std * unit) ** 2
 

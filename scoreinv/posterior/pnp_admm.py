@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.posterior.chains import check_numbers
 from scoreinv.posterior.proximal import splitting
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
@@ -46,6 +47,7 @@ class PnPADMM:
     iterations: int = 10
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if min(self.n_levels, self.iterations) < 1:
             raise ValueError(
                 f"PnPADMM: n_levels and iterations must be at least 1, got {self.n_levels} and {self.iterations}"

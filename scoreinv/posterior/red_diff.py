@@ -11,15 +11,17 @@ gradient needs no backward pass through the prior:
 
 (Mardani, Song, Kautz, Vahdat, "A Variational Perspective on Solving Inverse Problems with Diffusion Models", 2024,
 arXiv:2305.04391, algorithm 1, whose weight σ / α is σ in this coordinate.) Here the data term is divided by ‖A‖²,
-so that one λ and one learning rate serve all operators; W = (τ / σ_y)², τ = min σ_y. For photon counts the data term and its gradient
-are the exact ones, m / 2‖A‖² and Aᵀ g / ‖A‖² of `scoreinv.misfit`. μ starts at a few CGLS steps.
+so that one λ and one learning rate serve all operators. Where the noise is uneven W = (τ² + v) / (σ_y² + v), v = σ² ‖A‖², τ = min σ_y,
+which is eq. (5) of `scoreinv.misfit`; of photon counts that of their exact likelihood. μ starts at a few CGLS steps, where the
+operator is linear, else at its `around`.
 
 A point estimate: the variational family has no width, draws differ by the noise of the descent only. With a Gaussian prior
 N(m, Σ) and one level σ, ∇ℓ is zero on average over z at
 
     (AᵀWA / ‖A‖² + λ σ² (Σ + σ² I)⁻¹) (μ − m) = AᵀW (y − A m) / ‖A‖²                                                  (3)
 
-which with λ = τ² / (‖A‖² σ²) is the posterior mean of the prior N(m, Σ + σ² I). As σ falls the pull of the prior falls like σ²:
+which with λ = (τ² + v) / (‖A‖² σ²) is the posterior mean of the prior N(m, Σ + σ² I) and the noise Σ_y + v I (where the noise is even, with
+λ = τ² / (‖A‖² σ²) that of the noise Σ_y itself). As σ falls the pull of the prior falls like σ²:
 the end of the run fits the data, and where they are noisy also their noise. On the Gaussian of tests/test_red_diff.py (variances
 0.5 to 1.5, 3 of 6 directions measured with noise 0.5) with the default settings: variance over exact variance 0.12, residual
 0.02 σ_y.
@@ -33,6 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from scoreinv.linop import Nonlinear
 from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.priors.denoiser import Denoiser, scale_of
@@ -84,10 +87,14 @@ class REDDiff:
         A, y, scale = problem.A, problem.y, scale_of(self.prior)
         fit, norm_squared = misfit(problem), A.norm_squared() or 1.0
         weights, _ = noise_weights(problem)
-        mu = cgls(A, y, max_iterations=self.start_iterations, weights=weights)
+        if isinstance(A, Nonlinear):
+            mu = y.new_zeros(len(y), *A.in_shape) + (0 if A.around is None else A.around.to(y))
+        else:
+            mu = cgls(problem.linear, y, max_iterations=self.start_iterations, weights=weights)
         adam = torch.optim.Adam([mu], lr=self.learning_rate * scale, betas=(0.9, 0.99), eps=1e-8 * scale)
         for sigma in (karras(self.n_levels, self.sigma_min, self.sigma_max)[:-1] * scale).to(y):
-            data = A.H(fit.slope(A(mu))) / norm_squared
+            measured, back = A.linearised(mu)
+            data = back(fit.balanced(measured, sigma**2 * norm_squared)) / norm_squared
             mu.grad = data + self.weight * (mu - self.prior(mu + sigma * normal(rngs, mu), sigma))
             adam.step()
             yield mu.clone()

@@ -96,11 +96,11 @@ class SITCOM:
         adam = torch.optim.Adam([v], lr=float(self.learning_rate * scale * widening.sqrt()), eps=1e-8 * scale)
         for _ in range(self.iterations):
             clean, transposed = with_gradient(self.prior, v, sigma)
-            measured = A(clean)
+            measured, back = A.linearised(clean)
             done |= fit.value(measured) <= goal
             if done.all():
                 return clean
-            data = transposed(A.H(fit.slope(measured))) / norm_squared
+            data = transposed(back(fit.slope(measured))) / norm_squared
             v.grad = 2 * (data + self.weight * (v - x) / widening)
             stays = v.clone()
             adam.step()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoreinv.linop import LinearOperator
+from scoreinv.linop import LinearOperator, check_hashable
 from scoreinv.priors.exact import dense
 from scoreinv.problem import Problem
 from scoreinv.solvers import noise_weights
@@ -71,8 +71,9 @@ def spectrum(problem: Problem) -> Spectrum:
     Raises:
         ValueError: the images have more than `LARGEST` pixels, or the operator's matrix more than `LARGEST_GIB`.
     """
-    A, y = problem.A, problem.y
+    A, y = problem.linear, problem.y
     _check_size(A)
+    check_hashable(A)
     weights, _ = noise_weights(problem)
     cutoff = max(1e-5, max(math.prod(A.in_shape), math.prod(A.out_shape)) * torch.finfo(y.dtype).eps)
     if weights is None:

@@ -25,7 +25,7 @@ from scoreinv.posterior.guidance import Guided, with_gradient
 from scoreinv.posterior.mmps import likelihood_pull
 from scoreinv.priors.denoiser import Denoiser
 from scoreinv.problem import Problem
-from scoreinv.solvers import cg, like
+from scoreinv.solvers import cg, cr, like
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,12 @@ class TMPD(Guided):
             )
 
     def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
-        pull = likelihood_pull(problem, lambda M, b: cg(M, b, max_iterations=self.iterations, tolerance=self.tolerance))
+        k, close = self.iterations, self.tolerance
+        pull = likelihood_pull(
+            problem,
+            lambda M, b: cg(M, b, max_iterations=k, tolerance=close),
+            lambda M, b: cr(M, b, max_iterations=k, tolerance=close),
+        )
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             clean, transposed = with_gradient(prior, x, sigma)

@@ -117,7 +117,7 @@ class GaussianPrior:
     def _condition(self, problem: Problem) -> tuple[GaussianPrior, GaussianPrior]:
         """The law of x₀ given y, and the law of the data, N(A μ, A Σ Aᵀ + Σ_y)."""
         check_problem(problem, self.mean)
-        A, y = problem.A, problem.y
+        A, y = problem.linear, problem.y
         matrix, prior_cov = dense(A), self.covariance.double()
         std = torch.as_tensor(problem.noise_std, dtype=torch.float64).expand(A.out_shape).flatten()
         cross = prior_cov @ matrix.T
