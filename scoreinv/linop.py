@@ -109,7 +109,13 @@ class Nonlinear(Operator):
             ValueError: x does not end with `in_shape`, or f gave something else than real data (batch, *out_shape).
         """
         batch = _batch_of("Nonlinear", x, self.in_shape)
-        data = _real("Nonlinear", self.f(x.reshape(-1, *self.in_shape)), self.out_shape)
+        flat = x.reshape(-1, *self.in_shape)
+        data, expected = self.f(flat), (len(flat), *self.out_shape)
+        if not isinstance(data, Tensor) or not data.is_floating_point() or tuple(data.shape) != expected:
+            got = f"{data.dtype} {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+            raise ValueError(
+                f"Nonlinear: expected real data {expected} of f, got {got}; of complex data give real and imaginary parts as two data"
+            )
         return data.reshape(*batch, *self.out_shape)
 
     @property
@@ -179,7 +185,11 @@ class LinearOperator(Operator):
         """
         _batch_of(type(self).__name__, x, self.in_shape)
         data: Tensor = _Apply.apply(x, self, self.H)  # type: ignore[no-untyped-call]
-        return _real(type(self).__name__, data, self.out_shape)
+        if not data.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__}: expected real data of its map, got {data.dtype}; give real and imaginary parts as two data"
+            )
+        return data
 
     @property
     def H(self) -> LinearOperator:  # noqa: N802 (the field's notation)
@@ -214,18 +224,6 @@ def _batch_of(name: str, x: Tensor, in_shape: tuple[int, ...]) -> tuple[int, ...
     if tuple(x.shape[x.ndim - n :]) != tuple(in_shape) or x.ndim < n:
         raise ValueError(f"{name}: expected a shape (*batch, {', '.join(map(str, in_shape))}), got {tuple(x.shape)}")
     return tuple(x.shape[: x.ndim - n])
-
-
-def _real(name: str, data: object, out_shape: tuple[int, ...]) -> Tensor:
-    """What an operator made of images, once it is what it promised."""
-    n = len(out_shape)
-    if isinstance(data, Tensor) and data.is_floating_point() and tuple(data.shape[data.ndim - n :]) == tuple(out_shape):
-        return data
-    got = f"{data.dtype} {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
-    raise ValueError(
-        f"{name}: expected real data (*batch, {', '.join(map(str, out_shape))}) of its map, got {got}; "
-        "of complex data give real and imaginary parts as two data of a real operator"
-    )
 
 
 class _Apply(torch.autograd.Function):

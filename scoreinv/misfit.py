@@ -35,8 +35,8 @@ method for this likelihood: Nelder, Wedderburn 1972, doi:10.2307/2344614; for CT
 doi:10.1109/42.802758).
 
 On the CT slice of tests/test_misfit.py, 30 photons a ray and line integrals up to 6.6, the attenuation of the object was off by
--20 % to -24 % with the weights (DAPS, DDS, RED-diff, Score-ALD; SITCOM -12 %), by -2 % to 3 % with (3), by -6 % for DDS after four
-rounds of (4). DPS, whose own bias goes the other way, was off by 0 % and 14 %.
+-20 % to -24 % with the weights (DAPS, DDS, DPS, PaDIS, RED-diff, Score-ALD; SITCOM -12 %), by -2 % to 4 % with (3), by -6 % for DDS after
+four rounds of (4).
 """
 
 from __future__ import annotations

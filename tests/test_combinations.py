@@ -289,6 +289,24 @@ def test_problems_that_are_refused(A: Any, y: Tensor, noise_std: Any, words: str
         Problem(A, y, noise_std)
 
 
+class Fourier(LinearOperator):
+    """Half of the coefficients, complex."""
+
+    in_shape, out_shape = (4, 5), (4, 3)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return torch.fft.irfft(y, n=5)
+
+
+@pytest.mark.parametrize("name", sorted(set(POSTERIOR) - {"repaint", "song_faithful"}))
+def test_operators_that_make_complex_data(name: str) -> None:
+    with pytest.raises(ValueError, match=r"Fourier: expected real data of its map, got torch.complex(64|128); give real and imaginary"):
+        taken(name, Problem(Fourier(), torch.zeros(4, 3), 0.1))
+
+
 def test_complex_operators_are_refused() -> None:
     with pytest.raises(ValueError, match="Matrix: expected a real matrix"):
         Matrix(torch.ones(2, 2, dtype=torch.complex64))
