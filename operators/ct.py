@@ -109,16 +109,16 @@ class CTOperator(LinearOperator):
     def matrix_bytes(self) -> int:
         """Estimate of the memory of the sparse matrix with its transpose in float32; making it takes thrice that."""
         entries = {
-            "line": 4 / math.pi * self._magnified,
-            "linear": 1.8 * self._magnified,
-            "strip": 4 / math.pi * self._magnified + 2,
+            "line": 4 / math.pi * self.rays_per_pixel,
+            "linear": 1.8 * self.rays_per_pixel,
+            "strip": 4 / math.pi * self.rays_per_pixel + 2,
         }
         per_view = self.image_shape[0] * self.image_shape[1] * entries[self.weights]
         return int(per_view * len(self.angles)) * _system_matrix.BYTES_PER_WEIGHT
 
     @property
     @abc.abstractmethod
-    def _magnified(self) -> float:
+    def rays_per_pixel(self) -> float:
         """Pixel size over the detector pitch seen at the rotation axis: how many rays a pixel meets."""
 
     @property
@@ -244,7 +244,7 @@ class ParallelBeamCT(CTOperator):
         self._warn(math.pi if self.detector_offset_mm == 0 else 2 * math.pi, min(self.image_shape) / 2 * self.pixel_mm)
 
     @property
-    def _magnified(self) -> float:
+    def rays_per_pixel(self) -> float:
         return self.pixel_mm / self.detector_mm
 
     @property
@@ -344,7 +344,7 @@ class FanBeamCT(CTOperator):
         return self.source_origin_mm + self.origin_detector_mm
 
     @property
-    def _magnified(self) -> float:
+    def rays_per_pixel(self) -> float:
         return self.pixel_mm / self.detector_mm * self.source_detector_mm / self.source_origin_mm
 
     def _radius_mm(self, reach_mm: float) -> float:

@@ -14,8 +14,9 @@ above -900 HU in m) that lies outside, q is the smallest number for which
 Then for a new patient, exchangeable with those n, the share outside is at most 1 − level on average (conformal risk control:
 Angelopoulos, Bates, Fisch, Lei, Schuster 2024, arXiv:2208.02814, theorem 1). It holds for scans like those that it was measured
 on: the same method with the same settings, the same prior, about as many views over about the same arc that see about as much of the
-image, about as much noise. Data without noise come from the operator itself when they are simulated; real ones do not, which
-shows in what the draws leave of them (`Calibration.residual`).
+image, about as much noise, and pixels, images and detector cells of about the same size (`conditions.SIMILAR` times beyond the patients' at
+most). Data without noise come from the operator itself when they are simulated; real ones do not, which
+shows in what the draws leave of them: a calibration without noise that does not say it (`Calibration.residual`) is not applied.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,90 +33,15 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from scoreinv import configure
+from scoreinv import arguments, configure
+from scoreinv.conditions import Conditions, require
 from scoreinv.files.atomic import replacing
-from scoreinv.linop import LinearOperator
 
 FLOOR_HU = 10.0
 POOLED_PIXELS = 1.0
 TISSUE_HU = -900.0
-SIMILAR = 1.5
-"""Ratio of numbers of views, and of noise levels, up to which scans count as alike."""
-SIMILAR_SHARE = 0.1
-"""Difference of the shares of a turn, and of the image in view, up to which they do."""
-
-
-def share_of(A: LinearOperator, name: str) -> float:
-    """What an operator's method of that name, `covered` or `in_view`, says of its geometry; 1 for operators without it."""
-    said = getattr(A, name, None)
-    return float(said()) if said else 1.0
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What must be alike for a calibration to hold.
-
-    Attributes:
-        operator: name of its class.
-        method: registered name.
-        samples: draws an image.
-        prior: checksum of the prior's weights.
-        n_views: of the scan (its first data dimension).
-        relative_noise: standard deviation of the noise over the mean of the data.
-        settings: all others of the method, defaults included, as JSON has them.
-        arc: share of a turn within which the views lie (the operator's `covered`); 1 for operators without one.
-        in_view: share of the disc inscribed in the image that every view sees (the operator's `in_view`); 1 for operators without one, and
-            in files that do not say, which were made so.
-    """
-
-    operator: str
-    method: str
-    samples: int
-    prior: str
-    n_views: int
-    relative_noise: float
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    arc: float = 1.0
-    in_view: float = 1.0
-
-    def cover(self, other: Conditions) -> bool:
-        """Whether a calibration under these conditions holds under the others."""
-        return self.alike(other) and not self.changed(other)
-
-    def changed(self, other: Conditions) -> dict[str, tuple[Any, Any]]:
-        """Settings of the method that are not the same: their values here and there, None where there is no such setting."""
-        ours, theirs = ({"samples": c.samples, **c.settings} for c in (self, other))
-        names = dict.fromkeys([*ours, *theirs])
-        return {k: (ours.get(k), theirs.get(k)) for k in names if ours.get(k) != theirs.get(k)}
-
-    def alike(self, other: Conditions) -> bool:
-        """Whether everything but the settings is near enough."""
-        return self.comparable(other) and not self.apart(other)
-
-    def comparable(self, other: Conditions) -> bool:
-        """Whether operator, method and prior are the same."""
-        return all(getattr(self, k) == getattr(other, k) for k in ("operator", "method", "prior"))
-
-    def apart(self, other: Conditions) -> list[str]:
-        """What is not near enough of the scans, here and there, in words."""
-
-        def far(one: float, another: float) -> bool:
-            return not 1 / SIMILAR <= one / another <= SIMILAR
-
-        found = []
-        if far(self.n_views, max(other.n_views, 1)):
-            found.append(f"{self.n_views} views and not {other.n_views}")
-        if far(max(self.relative_noise, 1e-6), max(other.relative_noise, 1e-6)):
-            found.append(
-                f"a noise of {self.relative_noise:.2g} of the mean of the data and not {other.relative_noise:.2g}"
-            )
-        if abs(self.arc - other.arc) > SIMILAR_SHARE:
-            found.append(f"views within {self.arc:.0%} of a whole scan's turn and not {other.arc:.0%}")
-        if abs(self.in_view - other.in_view) > SIMILAR_SHARE:
-            found.append(
-                f"views that see {self.in_view:.0%} of the disc inscribed in the image and not {other.in_view:.0%}"
-            )
-        return found
+LEVEL = 0.9
+"""Of the intervals that are taken where there are several."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +60,10 @@ class Calibration:
         coverage_least: of the worst patient.
         chi2: mean of the draws' chi^2 over the patients, at least 1; 1 in files that do not say.
         residual: mean of the draws' relative residual for noise-free data; None for noisy ones, and in files that do not say.
+        provenance: files and checksum of the images, operator and its arguments, seed, date, versions; None in files that do not say.
+
+    Raises:
+        ValueError: a field, or one of the conditions, is not of its type or outside its range.
     """
 
     conditions: Conditions
@@ -147,10 +77,39 @@ class Calibration:
     pooled_pixels: float = 0.0
     chi2: float = 1.0
     residual: float | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def apart(self, other: Conditions) -> list[str]:
+        """What keeps it from scans of the same operator, method and prior, their settings aside, in words."""
+        found = self.conditions.apart(other)
+        if self.conditions.relative_noise == 0 and self.residual is None:
+            found.append("noise-free data before residuals were kept (measure anew)")
+        return found
+
+    def alike(self, other: Conditions) -> bool:
+        """Whether it holds under the conditions, but for the settings."""
+        return self.conditions.comparable(other) and not self.apart(other)
 
     def half_width(self, std: Tensor, mu_water_per_mm: float) -> Tensor:
         """Half the width of the interval of images (*batch, H, W), in the unit of std [1/mm]."""
         return self.factor * spread(std, self.floor_hu / 1000 * mu_water_per_mm, self.pooled_pixels)
+
+
+def _check(c: Calibration) -> None:
+    """Raises ValueError for a field that is not of its type or outside its range."""
+    arguments.check("Calibration", Calibration, vars(c))
+    c.conditions.check()
+    require("level", "a share between 0 and 1", c.level, 0 < c.level < 1)
+    for name in ("coverage_before", "coverage_after", "coverage_least"):
+        require(name, "a share from 0 to 1", (share := getattr(c, name)), 0 <= share <= 1)
+    for name in ("factor", "floor_hu", "pooled_pixels", "chi2"):
+        require(name, "finite and not negative", (value := getattr(c, name)), 0 <= value < math.inf)
+    require("residual", "None or finite and not negative", c.residual, c.residual is None or 0 <= c.residual < math.inf)
+    require("patients", "at least 1", c.patients, c.patients >= 1)
+    require("provenance", "None or an object", c.provenance, isinstance(c.provenance, Mapping | None))
 
 
 def spread(std: Tensor, floor: float, pooled_pixels: float) -> Tensor:
@@ -248,44 +207,82 @@ def write_calibrations(path: Path, calibrations: Iterable[Calibration]) -> None:
         temporary.write_text(json.dumps([asdict(c) for c in calibrations], indent=2) + "\n", encoding="utf-8")
 
 
-def read_calibrations(path: Path | None = None) -> list[Calibration]:
+def read_calibrations(path: Path | None = None, level: float | None = None) -> list[Calibration]:
     """Those of a file, or the ones that ship. An entry without settings is one of the method's defaults.
+
+    Args:
+        path: of a JSON file.
+        level: of the intervals; all by default.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds something else.
+        ValueError: it holds something else, or no intervals of that level.
     """
     source = path or Path(str(files("scoreinv").joinpath("calibrations.json")))
     try:
         entries = json.loads(source.read_text(encoding="utf-8"))
         if not isinstance(entries, list):
             raise TypeError(f"a list is expected, this is a {type(entries).__name__}")
-        return [_from_dict(entry) for entry in entries]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        found = [_from_dict(k, entry) for k, entry in enumerate(entries)]
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: holds no calibrations ({error}); make them with `scoreinv calibrate`") from error
+    chosen = [c for c in found if level is None or math.isclose(c.level, level)]
+    if level is not None and not chosen:
+        levels = ", ".join(f"{known:g}" for known in sorted({c.level for c in found})) or "none"
+        raise ValueError(f"{source}: has no intervals of level {level:g}, its levels: {levels}")
+    return chosen
 
 
-def _from_dict(entry: dict[str, Any]) -> Calibration:
-    stated = dict(entry["conditions"])
-    if "settings" not in stated:  # as files were written at first
+def _from_dict(k: int, entry: Any) -> Calibration:
+    try:
+        if not isinstance(entry, dict):
+            raise TypeError(f"an object is expected, this is a {type(entry).__name__}")
+        arguments.check("calibration", Calibration, entry, noun="field")
+        return Calibration(**{**entry, "conditions": conditions_from(entry["conditions"])})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"entry {k}: {error}") from error
+
+
+def conditions_from(stated: Mapping[str, Any]) -> Conditions:
+    """Conditions as JSON has them.
+
+    Raises:
+        TypeError, ValueError: it is no object; a field is unknown, missing or not of its type.
+    """
+    stated = dict(stated)
+    if "settings" not in stated and "method" in stated:  # as files were written at first
         stated["settings"] = configure.default_settings(stated["method"], without=("samples",))
-    return Calibration(**{**entry, "conditions": Conditions(**stated)})
+    arguments.check("conditions", Conditions, stated, noun="field")
+    return Conditions(**{k: arguments.as_tuple(v) for k, v in stated.items()})
+
+
+def add_calibration(path: Path, calibration: Calibration) -> None:
+    """Put a calibration into a file, in the place of an older one of the same conditions and level.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    earlier = read_calibrations(path) if path.exists() else []
+    own = (calibration.conditions, calibration.level)
+    write_calibrations(path, [*(c for c in earlier if (c.conditions, c.level) != own), calibration])
 
 
 def find(calibrations: Sequence[Calibration], conditions: Conditions) -> Calibration | None:
-    """The first that holds under the conditions, None where none does."""
-    return next((c for c in calibrations if c.conditions.cover(conditions)), None)
+    """The nearest that holds under the conditions, None where none does: of those whose level is nearest to 90 % the one of the most
+    similar views and noise, the last of several."""
+    holding = [c for c in reversed(calibrations) if c.alike(conditions) and not c.conditions.changed(conditions)]
+    return min(holding, key=lambda c: (round(abs(c.level - LEVEL), 9), c.conditions.distance(conditions)), default=None)
 
 
 def unfit(calibrations: Sequence[Calibration], conditions: Conditions) -> dict[str, tuple[Any, Any]]:
     """The settings for want of which the nearest calibration does not hold: measured with, and asked for; empty where there is none
     that is alike in all else."""
-    misses = [c.conditions.changed(conditions) for c in calibrations if c.conditions.alike(conditions)]
+    misses = [c.conditions.changed(conditions) for c in calibrations if c.alike(conditions)]
     return min(misses, key=len, default={})
 
 
 def refusal(calibrations: Sequence[Calibration], conditions: Conditions) -> str:
     """Why the nearest calibration of the same operator, method and prior is not for such scans; empty where there is none."""
-    misses = [c.conditions.apart(conditions) for c in calibrations if c.conditions.comparable(conditions)]
+    misses = [c.apart(conditions) for c in calibrations if c.conditions.comparable(conditions)]
     words = min(misses, key=len, default=[])
     return f"the nearest calibration was measured with {', '.join(words)}" if words else ""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from scoreinv.baselines.learned import FORM as BASELINE
 from scoreinv.baselines.learned import load_network
-from scoreinv.calibration import read_calibrations
+from scoreinv.calibration import Calibration, read_calibrations
 from scoreinv.files import dxchange, volume
 from scoreinv.files.ct_pd import is_projections, read_projections
 from scoreinv.files.dxchange import read_any_scan
@@ -158,6 +158,8 @@ def _calibrations(path: Path) -> list[str]:
     try:
         found = read_calibrations(path)
     except ValueError:
+        if '"conditions"' in path.read_text(encoding="utf-8", errors="replace"):  # they are calibrations, and not whole
+            raise
         return []
     lines = []
     for c in found:
@@ -166,12 +168,22 @@ def _calibrations(path: Path) -> list[str]:
         seen = f" that see {at.in_view:.0%} of the image" if at.in_view < 0.995 else ""
         noisy, residual = at.relative_noise > 0, "not stated" if c.residual is None else f"{c.residual:.1e}"
         fit = f"chi^2 {c.chi2:.2f}" if noisy else f"relative residual {residual}"
+        sizes = "".join(f", {words}" for words in at.sizes())
         lines.append(
-            f"{at.method}, {at.samples} draws, {at.operator}, {at.n_views} views{arc}{seen}, noise {at.relative_noise:g} of the mean: {c.level:.0%} "
+            f"{at.method}, {at.samples} draws, {at.operator}, {at.n_views} views{arc}{seen}, noise {at.relative_noise:g} of the mean{sizes}: {c.level:.0%} "
             f"intervals, {c.factor:.3g} standard deviations either way; {c.patients} patients, of those left out {c.coverage_after:.0%} are held "
-            f"({c.coverage_before:.0%} by the draws alone), of the worst {c.coverage_least:.0%}; draws' {fit}"
+            f"({c.coverage_before:.0%} by the draws alone), of the worst {c.coverage_least:.0%}; draws' {fit}{_origin(c)}"
         )
     return lines
+
+
+def _origin(c: Calibration) -> str:
+    """Of which images it is, where it says."""
+    source = c.provenance or {}
+    if not source.get("files"):
+        return ""
+    names = ", ".join(map(str, source["files"]))
+    return f"; of {names} ({source.get('images', '?')!s:.8}), seed {source.get('seed', '?')}, {source.get('date', 'no date')}"
 
 
 def _tuned(path: Path) -> list[str]:

@@ -95,7 +95,9 @@ class Nonlinear(Operator):
 
     def __post_init__(self) -> None:
         if self.around is not None and tuple(self.around.shape) != tuple(self.in_shape):
-            raise ValueError(f"Nonlinear: around should have the shape {self.in_shape}, it has {tuple(self.around.shape)}")
+            raise ValueError(
+                f"Nonlinear: around should have the shape {self.in_shape}, it has {tuple(self.around.shape)}"
+            )
         if not self.norm_squared() > 0:
             raise ValueError(
                 "Nonlinear: the derivative of f is 0 or not finite at `around` (0 without one); give an image where it is not"
@@ -132,7 +134,9 @@ class Nonlinear(Operator):
             point = x.detach().clone().requires_grad_()
             data = self(point)
         if not data.requires_grad:
-            raise ValueError("Nonlinear: torch cannot follow f from x to what it returns (NumPy, no_grad or detach in it?)")
+            raise ValueError(
+                "Nonlinear: torch cannot follow f from x to what it returns (NumPy, no_grad or detach in it?)"
+            )
 
         def transposed(v: Tensor) -> Tensor:
             (product,) = torch.autograd.grad(data, point, v, retain_graph=True)
@@ -154,7 +158,7 @@ def check_gradients_allowed() -> None:
         )
 
 
-def check_hashable(A: Operator) -> None:  # noqa: N803
+def check_hashable(A: Operator) -> None:
     """Raises TypeError for an operator of which nothing can be remembered."""
     if not isinstance(A, Hashable):
         raise TypeError(

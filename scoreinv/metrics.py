@@ -269,13 +269,29 @@ def coverage_of_normal(samples: Tensor, truth: Tensor, where: Tensor, level: flo
     Returns:
         (*batch,), NaN where no pixel counts.
     """
+    _, error = _predicted(samples, truth, "coverage_of_normal")
+    held = error <= half_width_of_normal(samples.double(), level)
+    return (held & where).sum((-2, -1)) / where.sum((-2, -1)).double()
+
+
+def half_width_of_normal(samples: Tensor, level: float) -> Tensor:
+    """t √(1 + 1/n) std, t of Student's law with n − 1 degrees: a further normal draw lies within mean ± this with the probability `level`.
+
+    Args:
+        samples: (n, *batch, H, W), n at least 2, any unit.
+        level: between 0 and 1.
+
+    Returns:
+        (*batch, H, W).
+    """
     from scipy import stats
 
     if not 0 < level < 1:
-        raise ValueError(f"coverage_of_normal: level must lie between 0 and 1, got {level}")
-    std, error = _predicted(samples, truth, "coverage_of_normal")
-    held = error <= float(stats.t.ppf((1 + level) / 2, samples.shape[0] - 1)) * std
-    return (held & where).sum((-2, -1)) / where.sum((-2, -1)).double()
+        raise ValueError(f"half_width_of_normal: level must lie between 0 and 1, got {level}")
+    n = len(samples)
+    if n < 2:
+        raise ValueError(f"half_width_of_normal: expected at least 2 samples, got {n}")
+    return float(stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(1 + 1 / n) * samples.std(0)
 
 
 def _predicted(samples: Tensor, truth: Tensor, name: str) -> tuple[Tensor, Tensor]:

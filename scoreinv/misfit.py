@@ -50,7 +50,6 @@ from torch import Tensor
 from scoreinv.problem import Problem
 from scoreinv.solvers import inner, like, noise_weights
 
-
 LONGEST = 3.0
 """Where eq. (5) ends for photon counts."""
 

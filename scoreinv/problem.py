@@ -83,7 +83,9 @@ class Problem:
                 "give real and imaginary parts as two data of a real operator"
             )
         if self.y.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(f"Problem: y must be float32 or float64, got {self.y.dtype}, whose rounding no solver stands: y.float()")
+            raise ValueError(
+                f"Problem: y must be float32 or float64, got {self.y.dtype}, whose rounding no solver stands: y.float()"
+            )
         if self.y.numel() == 0:
             raise ValueError(f"Problem: y has no data, its shape is {tuple(self.y.shape)}")
         n = len(self.A.out_shape)

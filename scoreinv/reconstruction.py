@@ -16,7 +16,8 @@ from torch import Tensor
 
 from scoreinv import configure, plugins, trust
 from scoreinv.arguments import plain
-from scoreinv.calibration import Calibration, Conditions, find, read_calibrations, refusal, share_of, unfit
+from scoreinv.calibration import Calibration, find, read_calibrations, refusal, unfit
+from scoreinv.conditions import Conditions, geometry_of
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.noise import estimate_noise_std
@@ -25,7 +26,7 @@ from scoreinv.presets import Preset, preset_named
 from scoreinv.priors.denoiser import Counted, Denoiser
 from scoreinv.priors.shipped import ct_prior, identity
 from scoreinv.problem import Method, Problem
-from scoreinv.solving import solved
+from scoreinv.solving import Solved, solved
 
 DEFAULT = "proximal"
 WITHOUT_PRIOR = "fista_tv"
@@ -168,7 +169,7 @@ def reconstruct(
             (1/mm for CT; `Rescaled` brings others to it), on the device.
         settings: arguments of the method's constructor.
         device: where to compute.
-        calibrations: the first that holds for this scan widens the intervals; by default the shipped ones.
+        calibrations: the nearest that holds for this scan widens the intervals; by default the shipped ones.
         preset: "fast", "best" or "calibrated" instead of a method (see `scoreinv.presets`); settings and prior that are given count
             more than its own.
         first: number of the scan's first slice in the volume that it is cut from. Slice k of a volume has the k-th stream of the seed,
@@ -182,7 +183,28 @@ def reconstruct(
     """
     scan = Scan(scan) if isinstance(scan, Problem) else scan
     _check_arguments(scan, seed)
-    scan = dataclasses.replace(scan, problem=scan.problem.to("cpu"))
+    scan, built = dataclasses.replace(scan, problem=scan.problem.to("cpu")), None
+    if isinstance(method, Choice):
+        choice = method
+    elif callable(method):
+        choice = _built(method, samples=samples, prior=prior, settings=settings, preset=preset)
+        built = method
+    else:
+        choice = choose(scan, method, samples=samples, prior=prior, settings=settings, preset=preset)
+    result, found = without_intervals(scan, choice, built, seed=int(seed), device=device, first=first)
+    return with_intervals(result, found.problem, read_calibrations() if calibrations is None else calibrations)
+
+
+def without_intervals(
+    scan: Scan, choice: Choice, built: Method | None = None, *, seed: int, device: str, first: int
+) -> tuple[Reconstruction, Solved]:
+    """What `reconstruct` makes of a scan on the CPU before any calibration is looked at, and the problem that it solved.
+
+    Args:
+        scan, seed, device, first: see `reconstruct`.
+        choice: how.
+        built: the method, where it has been built; the choice then names it.
+    """
     pixel_mm = getattr(scan.problem.A, "pixel_mm", None)
     counted: list[Counted] = []
 
@@ -193,20 +215,14 @@ def reconstruct(
         counted.append(Counted(own))
         return counted[0]
 
-    if isinstance(method, Choice):
-        choice = method
-    elif callable(method):
-        choice = _built(method, samples=samples, prior=prior, settings=settings, preset=preset)
-    else:
-        choice = choose(scan, method, samples=samples, prior=prior, settings=settings, preset=preset)
-    if not callable(method):
+    if built is None:
         solver = configure.method(choice.method, choice.settings, load)
     elif choice.prior is None:
-        solver = method
+        solver = built
     else:  # its network's evaluations are counted
-        solver = dataclasses.replace(method, prior=load())  # type: ignore[type-var]
+        solver = dataclasses.replace(built, prior=load())  # type: ignore[type-var]
     may_raise = bool(counted) and not scan.noise_known
-    found = solved(choice.method, solver, known_noise(scan), may_raise, seed=int(seed), first=first, device=device)
+    found = solved(choice.method, solver, known_noise(scan), may_raise, seed=seed, first=first, device=device)
     draws, problem = found.draws, found.problem
     n_images = max(1, problem.y.numel() // max(1, math.prod(problem.A.out_shape)))
     noise = torch.as_tensor(problem.noise_std)
@@ -216,7 +232,7 @@ def reconstruct(
         **configure.settings_of(solver),
         "noise_std": [float(noise.min()), float(noise.max())] if noise.ndim else float(noise),
         "noise_estimated": not scan.noise_known,
-        "noise_raised": found.raised,
+        "noise_raised": float(found.raised.max()),
         "operator": type(problem.A).__name__,
         "data_shape": list(problem.A.out_shape),
         "n_data": problem.A.n_data,
@@ -227,7 +243,7 @@ def reconstruct(
         "prior": prior_identity(choice.prior) if counted else None,
         "device": device,
     }
-    gray_ct = is_ct(problem.A) or looks_clinical(scan)
+    gray_ct = in_hounsfield(scan)
     result = Reconstruction(
         draws,
         trust.chi_squared(problem, draws.mean(dim=0)),
@@ -241,7 +257,12 @@ def reconstruct(
         _measured(problem, draws.mean(dim=0), scan.mu_water_per_mm) if counted and gray_ct else None,
         z_mm=scan.z_mm,
     )
-    return with_intervals(result, problem, read_calibrations() if calibrations is None else calibrations)
+    return result, found
+
+
+def in_hounsfield(scan: Scan) -> bool:
+    """Whether the images of a scan have Hounsfield units."""
+    return is_ct(scan.problem.A) or looks_clinical(scan)
 
 
 def _check_arguments(scan: object, seed: object) -> None:
@@ -297,8 +318,7 @@ def conditions_of(problem: Problem, result: Reconstruction) -> Conditions:
         n_views=problem.A.out_shape[0],
         relative_noise=float(f"{float(noise):.3g}"),
         settings=plain(own),
-        arc=float(f"{share_of(problem.A, 'covered'):.3g}"),
-        in_view=float(f"{share_of(problem.A, 'in_view'):.3g}"),
+        **geometry_of(problem.A),
     )
 
 

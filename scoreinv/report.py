@@ -16,9 +16,6 @@ from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.priors.shipped import prior_card, shipped
 from scoreinv.units import hu_from_mu
 
-HOPELESS = 3.0
-"""chi^2 of one image beyond which it is said that it does not fit; draws are judged more closely."""
-
 
 def scores(image_hu: Tensor, truth_hu: Tensor) -> tuple[float, float]:
     """PSNR and SSIM (Gaussian 11 x 11) on the window of -1000 to 1000 HU mapped to [0, 1], range 1; mean over slices."""
@@ -36,8 +33,8 @@ def summary(r: Reconstruction) -> str:
         parts.append(f"{s['network_gradients_per_image']:g} gradients of it")
     if "seconds" in s:
         parts.append(f"{s['seconds']:.1f} s")
-    if r.chi2 is not None:
-        parts.append(f"{'relative residual' if s.get('noise_std') == 0 else 'chi^2'} {float(r.chi2.mean()):.3g}")
+    if r.chi2 is not None and math.isfinite(misfit := float(r.chi2.mean())):
+        parts.append(f"{'relative residual' if r.noise == 'absent' else 'chi^2'} {misfit:.3g}")
     if r.truth is not None and r.mu_water_per_mm is not None and r.mean_hu is not None:
         psnr, ssim = scores(r.mean_hu, hu_from_mu(r.truth, r.mu_water_per_mm))
         parts.append(f"PSNR {psnr:.2f} dB, SSIM {ssim:.3f} against the truth")
@@ -52,12 +49,8 @@ def judgement(r: Reconstruction) -> str:
             f"noise: estimated from the data, then raised {raised:.3g} times to what the image leaves of them (noise that neighbouring cells "
             "share, or errors of the model); --noise-std states it"
         )
-    if r.chi2_samples is not None and r.settings.get("noise_std") != 0 and len(r.samples) > 1:
-        chi2 = float(r.chi2_samples.mean())
-        lines.append(f"draws: chi^2 {chi2:.3g}, {trust.verdict(chi2, *_data(r))}")
-    elif r.chi2 is not None and r.settings.get("noise_std") != 0 and float(r.chi2.mean()) > HOPELESS:
-        chi2 = float(r.chi2.mean())
-        lines.append(f"image: chi^2 {chi2:.3g}, {trust.verdict(chi2, *_data(r))}")
+    if r.verdict:
+        lines.append(r.verdict)
     if r.half_width is not None and r.mu_water_per_mm is not None:
         c = r.settings["calibration"]
         width = 1000 * float(r.half_width.median()) / r.mu_water_per_mm
@@ -65,27 +58,19 @@ def judgement(r: Reconstruction) -> str:
             f"interval: mean ± {width:.0f} HU (median) holds {c['level']:.0%} of the tissue, calibrated on {c['patients']} patients "
             f"({c['coverage_after']:.0%} of those left out; {c['coverage_before']:.0%} by the draws alone){_on_own_data(c)}"
         )
-    elif "calibration_unfit" in r.settings:
-        lines.append(_unfit(r.settings))
-    elif r.std is not None:
-        why = f" ({words})" if (words := r.settings.get("calibration_refused")) else ""
+    elif r.interval is not None:
+        hu = None if r.mu_water_per_mm is None else 1000 * float(r.interval.median()) / r.mu_water_per_mm
         lines.append(
-            f"interval: not calibrated for such scans{why}, the draws' spread may be too small; see `scoreinv calibrate`"
+            f"interval: uncalibrated, mean ± {'half_width' if hu is None else f'{hu:.0f} HU (median)'} is Student's {r.level:.0%} of "
+            f"{len(r.samples)} draws; {_uncalibrated(r.settings)}"
         )
-    if r.measured is not None:
-        share = trust.support_map(r.measured, r.mean)
-        off = f"; data without noise count as {trust.LEAST_NOISE:.1%} off" if r.settings.get("noise_std") == 0 else ""
+    if (share := r.support) is not None:
+        off = f"; data without noise count as {trust.LEAST_NOISE:.1%} off" if r.noise == "absent" else ""
         lines.append(
             f"support: the data determine {float(share.mean()):.0%} of the structure (least in any tenth of the image: "
             f"{float(share.flatten().quantile(0.1)):.0%}); the rest comes from the prior{off}"
         )
     return "\n".join(lines)
-
-
-def _data(r: Reconstruction) -> tuple[int, float]:
-    """How many data an image has, and the mean of 1 / N̂ where they are photons."""
-    n_data = int(r.settings.get("n_data") or math.prod(r.settings.get("data_shape", [1])))
-    return n_data, float(r.settings.get("inverse_photons") or 0.0)
 
 
 def _on_own_data(calibration: Mapping[str, Any]) -> str:
@@ -95,18 +80,27 @@ def _on_own_data(calibration: Mapping[str, Any]) -> str:
     return "; measured on data of the operator itself: of data that it does not explain exactly, as a scanner's, fewer may lie within"
 
 
-def _unfit(settings: Mapping[str, Any]) -> str:
-    """Why a calibration is not applied, and the command that makes one that is."""
+def _uncalibrated(settings: Mapping[str, Any]) -> str:
+    """Why no calibration is applied, and the command that makes one that is."""
+    if "calibration_unfit" not in settings:
+        why = f" ({words})" if (words := settings.get("calibration_refused")) else ""
+        return f"not calibrated for such scans{why}, the draws' spread may be too small; see `scoreinv calibrate`"
     changed, method = settings["calibration_unfit"], settings["method"]
     defaults = configure.default_settings(method)
     words = ", ".join(f"{k} {json.dumps(then)} and not {json.dumps(now)}" for k, (then, now) in changed.items())
     own = {k: settings[k] for k, value in defaults.items() if k in settings and settings[k] != value}
     sets = [f" --set {shlex.quote(f'{k}={json.dumps(value)}')}" for k, value in own.items()]
     return (
-        f"interval: the calibration for such scans was measured with other settings ({words}) and is not applied, the draws' spread may "
+        f"the calibration for such scans was measured with other settings ({words}) and is not applied, the draws' spread may "
         f"be too small; `scoreinv calibrate PATIENTS.h5 --out FILE.json --method {method}{''.join(sets)}`, with the --views and --noise of "
         "the scan, makes one for these, `scoreinv reconstruct --calibration FILE.json` applies it"
     )
+
+
+def check_drawable(hounsfield: bool) -> None:
+    """Raises ValueError for images without Hounsfield units, which `draw` does not show."""
+    if not hounsfield:
+        raise ValueError("--picture shows CT images in Hounsfield units; this operator's images have none")
 
 
 def draw(path: Path, r: Reconstruction) -> None:
@@ -117,8 +111,8 @@ def draw(path: Path, r: Reconstruction) -> None:
     """
     from scoreinv.pictures import reconstruction_picture
 
-    if r.mu_water_per_mm is None:
-        raise ValueError("--picture shows CT images in Hounsfield units; this operator's images have none")
+    check_drawable(r.mu_water_per_mm is not None)
+    assert r.mu_water_per_mm is not None
     mu_water = r.mu_water_per_mm
 
     def middle(image: Tensor | None) -> Tensor | None:
@@ -136,7 +130,7 @@ def draw(path: Path, r: Reconstruction) -> None:
     reconstruction_picture(
         path, mean_hu=mean_hu, std_hu=None if std is None else 1000 * std / mu_water,
         half_width_hu=None if half_width is None else 1000 * half_width / mu_water, fbp_hu=hu(r.fbp), truth_hu=hu(r.truth),
-        support=None if r.measured is None else middle(trust.support_map(r.measured, r.mean)),
+        support=middle(r.support),
         title=_title(r), pixel_mm=r.pixel_mm, window=_gray_window(mean_hu),
     )  # fmt: skip
 

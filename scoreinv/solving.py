@@ -19,11 +19,11 @@ MISFIT = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """Draws on the CPU; the problem with the noise that they were made with, and by how much it was raised; how long it took."""
+    """Draws on the CPU; the problem with the noise that they were made with, and by how much it was raised, (*batch,); how long it took."""
 
     draws: Tensor
     problem: Problem
-    raised: float
+    raised: Tensor
     seconds: float
 
 
@@ -48,9 +48,10 @@ def solved(
         return draws
 
     started = time.perf_counter()
-    draws, raised = solve(problem), 1.0
+    draws, raised = solve(problem), torch.ones(problem.batch_shape)
     if may_raise and (factor := _misfit(problem, draws)) is not None:
-        problem, raised = dataclasses.replace(problem, noise_std=problem.noise_std * factor), float(factor.max())
+        problem = dataclasses.replace(problem, noise_std=problem.noise_std * factor)
+        raised = factor.reshape(raised.shape)
         draws = solve(problem)
     return Solved(draws, problem, raised, time.perf_counter() - started)
 
@@ -74,13 +75,17 @@ def _checked_draws(name: str, problem: Problem, draws: object) -> Tensor:
     """What a method returned, on the CPU.
 
     Raises:
-        ValueError: it is no tensor, or of another shape.
+        ValueError: it is no tensor, of another shape, or holds no real numbers.
     """
     images = (*problem.batch_shape, *problem.A.in_shape)
     got = tuple(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
     if not isinstance(draws, Tensor) or draws.ndim != len(images) + 1 or tuple(draws.shape[1:]) != images:
         raise ValueError(
             f"method {name!r} should return a tensor (samples, {', '.join(map(str, images))}): draws, or one image with samples = 1; got {got}"
+        )
+    if not draws.is_floating_point():
+        raise ValueError(
+            f"method {name!r} should return real floating-point images, got {draws.dtype}; .real and .float() make such"
         )
     return draws.cpu()
 

@@ -30,13 +30,13 @@ import torch
 
 from scoreinv import configure, metrics, plugins
 from scoreinv.baselines.tuned import noise_level
-from scoreinv.calibration import SIMILAR, SIMILAR_SHARE, TISSUE_HU, share_of
+from scoreinv.calibration import TISSUE_HU
+from scoreinv.conditions import SIMILAR, SIMILAR_SHARE, share_of
 from scoreinv.files.atomic import replacing
 from scoreinv.files.images import read_image_set
 from scoreinv.files.scan import Scan
 from scoreinv.files.versions import package_version, versions
-from scoreinv.linop import LinearOperator
-from scoreinv.priors.crops import ImageSet
+from scoreinv.linop import Operator
 from scoreinv.priors.shipped import identity
 from scoreinv.progress import track
 from scoreinv.ranges import Range, ranges_of
@@ -121,7 +121,7 @@ def tune(
     ]
     weights = identity(prior) if configure.needs_prior(method) else None
     conditions = {
-        "images": _checksum(data, chosen), "method": method, "settings": fixed, "operator": operator, "arguments": shape,
+        "images": data.checksum(chosen), "method": method, "settings": fixed, "operator": operator, "arguments": shape,
         "relative_noise": relative_noise, "objective": objective, "prior": weights, "seed": seed,
         "ranges": {k: list(r) for k, r in searched.items()},
     }  # fmt: skip
@@ -154,21 +154,40 @@ def tune(
 
 
 def save(path: Path, method: str, record: Mapping[str, Any]) -> None:
-    """Put a record into a file of them, in the place of an older one of the same noise, operator, objective, prior and fixed settings."""
+    """Put a record into a file of them, in the place of an older one of the same search: noise, operator, objective, prior, fixed settings,
+    images and ranges. Warns, and keeps the older one, where that is of more trials."""
     table = read_tuned(path) if path.exists() else {}
-    others = [r for r in table.get(method, []) if not _alike(r, record)]
+    rows = table.get(method, [])
+    earlier = [r for r in rows if _searched(r) == _searched(record)]
+    if earlier and (trials := max(_size(r)[1] for r in earlier)) > _size(record)[1]:
+        warnings.warn(
+            f"{path}: keeps the record of {trials} trials of this search, the new one is of {_size(record)[1]}; give another --out for it",
+            stacklevel=2,
+        )
+        return
+    others = [r for r in rows if _searched(r) != _searched(record)]
     table[method] = sorted([*others, dict(record)], key=lambda r: float(r["tau"]))
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({"methods": table}, indent=1) + "\n", encoding="utf-8")
 
 
-def _alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    def conditions(r: Mapping[str, Any]) -> tuple[Any, ...]:
-        source = r.get("provenance", {})
-        made = [source.get(key) for key in ("operator", "arguments", "prior")]
-        return r["relative_noise"], *made, r["settings"], [name for name in OBJECTIVES if name in r]
+def _purpose(r: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a record is for: noise, operator, prior, fixed settings, objective."""
+    source = r.get("provenance", {})
+    made = [source.get(key) for key in ("operator", "arguments", "prior")]
+    return r.get("relative_noise"), *made, r["settings"], [name for name in OBJECTIVES if name in r]
 
-    return conditions(a) == conditions(b)
+
+def _searched(r: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A record's purpose, and the images and ranges that it was searched on."""
+    source = r.get("provenance", {})
+    return *_purpose(r), source.get("images"), source.get("ranges")
+
+
+def _size(r: Mapping[str, Any]) -> tuple[int, int]:
+    """How many patients and trials a record is of; 0 where it does not say."""
+    source = r.get("provenance", {})
+    return len(source.get("patients") or ()), int(source.get("trials") or 0)
 
 
 def read_tuned(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -196,8 +215,8 @@ def tuned_settings(
     prior_sha256: str | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The method of a file and its settings for a scan: of those that were tuned with its operator, else all, of these with its prior,
-    within a similar arc and with a similar number of views, else the nearest, those at the nearest noise level, the last made. Warns
-    where they are far.
+    within a similar arc and with a similar number of views, else the nearest, those at the nearest noise level; of several of one purpose
+    those of the most patients, then trials, the last made. Warns where they are far.
 
     Args:
         path: of `scoreinv tune`.
@@ -222,8 +241,10 @@ def tuned_settings(
         )
     A = scan.problem.A
     tau = float(noise_level(known_noise(scan).flat(), scan.mu_water_per_mm).square().mean().sqrt())
-    row = min(reversed(rows or table[method]), key=lambda r: (*_unlike(r, A, prior_sha256), abs(float(r["tau"]) - tau)))
-    other_operator, other_prior, arc, views = _unlike(row, A, prior_sha256)
+    rows = list(reversed(rows or table[method]))
+    row = min(rows, key=lambda r: (*_unlike(r, A, prior_sha256), abs(float(r["tau"]) - tau)))
+    other_operator, other_prior, arc, views = apart = _unlike(row, A, prior_sha256)
+    row = max((r for r in rows if _purpose(r) == _purpose(row) and _unlike(r, A, prior_sha256) == apart), key=_size)
     far, source = [], row.get("provenance", {})
     if abs(row["tau"] - tau) > (SIMILAR - 1) * min(row["tau"], tau) + 1e-6:
         far.append(f"a noise of {row['tau']:.3g}, the scan has {tau:.3g} (tau of baselines/tuned.py)")
@@ -242,7 +263,7 @@ def tuned_settings(
     return method, row["settings"] | {key: row[key] for key in row["tuned"]}
 
 
-def _unlike(row: Mapping[str, Any], A: LinearOperator, prior_sha256: str | None) -> tuple[bool, bool, float, float]:
+def _unlike(row: Mapping[str, Any], A: Operator, prior_sha256: str | None) -> tuple[bool, bool, float, float]:
     """Whether a record is of another operator and of another prior, how far beyond a similar one its arc is, and by which factor (its
     logarithm) its number of views; records that do not say are like any scan."""
     provenance = row.get("provenance", {})
@@ -286,7 +307,12 @@ def _score(
     if objective == "psnr":
         return float(metrics.psnr(metrics.window(draws.mean(dim=0)), metrics.window(truth), 1.0))
     if len(draws) < 2:
-        raise ValueError(f"tune: calibration is that of draws, and {method!r} gave one image: give --samples 4 or more")
+        hint = (
+            "give --samples 4 or more"
+            if configure.has_setting(method, "samples")
+            else "take a method that draws, or --objective psnr"
+        )
+        raise ValueError(f"tune: calibration is that of draws, and {method!r} gave one image: {hint}")
     return float(metrics.crps(draws, truth)[truth > TISSUE_HU].mean())
 
 
@@ -341,15 +367,6 @@ def _record(
             "version": versions() | {"optuna": package_version("optuna")},
         },
     }
-
-
-def _checksum(data: ImageSet, chosen: Sequence[int]) -> str:
-    """SHA-256 of images and the sides of their pixels."""
-    found = hashlib.sha256()
-    for i in chosen:
-        found.update(f"{data.images[i].shape} {data.side_mm(i):.6g}".encode())
-        found.update(data.images[i].tobytes())
-    return found.hexdigest()
 
 
 def _optuna() -> Any:

@@ -25,16 +25,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreinv import configure
+from scoreinv import configure, trust
 from scoreinv.calibration import Calibration, read_calibrations
 from scoreinv.files.describe import describe
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan
 from scoreinv.files.slices import Slices, kind, stacked
-from scoreinv.files.volume import VolumeFile, create_volume, opened
+from scoreinv.files.volume import FIGURES, VolumeFile, create_volume, opened
 from scoreinv.priors.shipped import ct_prior, identity
+from scoreinv.problem import Problem
 from scoreinv.progress import quiet
-from scoreinv.reconstruction import Choice, choose, known_noise, reconstruct, with_intervals
+from scoreinv.reconstruction import Choice, choose, with_intervals, without_intervals
+from scoreinv.solving import Solved
 
 LOOKED_AT = 5
 """Slices, evenly spread over the volume, that decide on the method and tell one volume from another."""
@@ -128,8 +130,8 @@ class Work:
     def _solved(self, members: Sequence[int], scans: Sequence[Scan]) -> Iterator[Slice]:
         try:
             with quiet():
-                found = reconstruct(
-                    stacked(scans), self.choice, seed=self.seed, device=self.device, calibrations=(), first=members[0]
+                result, found = without_intervals(
+                    stacked(scans), self.choice, seed=self.seed, device=self.device, first=members[0]
                 )
         except Exception as error:  # a method may fail in any way
             if len(members) == 1:
@@ -138,9 +140,9 @@ class Work:
             for k, scan in zip(members, scans, strict=True):
                 yield from self._solved([k], [scan])
             return
-        for j, (k, scan) in enumerate(zip(members, scans, strict=True)):
-            alone = found if len(members) == 1 else member(found, j)
-            yield _slice(k, scan, with_intervals(alone, known_noise(scan), self.calibrations))
+        for j, k in enumerate(members):
+            alone, problem = (result, found.problem) if len(members) == 1 else member(result, found, j)
+            yield _slice(k, problem, with_intervals(alone, problem, self.calibrations))
 
 
 def reconstruct_volume(
@@ -248,16 +250,26 @@ def batches(numbers: Iterable[int], size: int) -> list[list[int]]:
     return found
 
 
-def member(r: Reconstruction, j: int) -> Reconstruction:
-    """Slice j of a reconstruction of several, without its interval."""
+def member(r: Reconstruction, solved: Solved, j: int) -> tuple[Reconstruction, Problem]:
+    """Slice j of a reconstruction of several, without its interval, and its problem as it was solved."""
 
     def of(image: Tensor | None, axis: int = 0) -> Tensor | None:
         return None if image is None else image.select(axis, j)
 
-    return dataclasses.replace(
-        r, samples=r.samples[:, j], chi2=of(r.chi2), truth=of(r.truth), fbp=of(r.fbp), chi2_samples=of(r.chi2_samples, 1),
-        measured=of(r.measured), half_width=None,
+    p, samples = solved.problem, r.samples[:, j]
+    std = p.noise_std[j] if isinstance(p.noise_std, Tensor) and p.noise_std.ndim == p.y.ndim else p.noise_std
+    problem = Problem(p.A, p.y[j], std, None, p.counts and p.counts.mapped(lambda n: n[j]))
+    noise = torch.as_tensor(std)
+    own = {
+        "noise_std": [float(noise.min()), float(noise.max())] if noise.ndim else float(noise),
+        "noise_raised": float(solved.raised[j]),
+        "inverse_photons": trust.inverse_photons(problem, samples),
+    }
+    alone = dataclasses.replace(
+        r, samples=samples, chi2=of(r.chi2), truth=of(r.truth), fbp=of(r.fbp), chi2_samples=of(r.chi2_samples, 1),
+        measured=of(r.measured), half_width=None, settings=r.settings | own,
     )  # fmt: skip
+    return alone, problem
 
 
 def _alike(scans: Mapping[int, Scan]) -> Iterator[list[int]]:
@@ -267,15 +279,20 @@ def _alike(scans: Mapping[int, Scan]) -> Iterator[list[int]]:
             yield [k for _, k in neighbours]
 
 
-def _slice(k: int, scan: Scan, r: Reconstruction) -> Slice:
-    images = {"mean": r.mean, "std": r.std, "half_width": r.half_width, "measured": r.measured}
+def _slice(k: int, problem: Problem, r: Reconstruction) -> Slice:
+    images = {"mean": r.mean, "std": r.std, "half_width": r.interval, "measured": r.measured}
+    several = len(r.samples) > 1
     nowhere = np.full(tuple(r.mean.shape), np.nan, np.float32)
     return Slice(
         k,
         {name: nowhere if image is None else image.numpy() for name, image in images.items()},
         {
             "chi2": math.nan if r.chi2 is None else float(r.chi2),
-            "noise_std": float(torch.as_tensor(known_noise(scan).noise_std).mean()),
+            "noise_std": float(torch.as_tensor(problem.noise_std).mean()),
+            "noise_raised": float(r.settings["noise_raised"]),
+            "chi2_draw": float(r.misfit) if several and r.misfit is not None else math.nan,
+            "standing": r.standing,
+            "calibrated": float(r.half_width is not None) if several else math.nan,
         },
     )
 
@@ -311,7 +328,7 @@ def _request(work: Work, made: Mapping[str, Any], seen: Scan) -> dict[str, Any]:
     """What the numbers of all slices follow from."""
     widened = hashlib.sha256(json.dumps([dataclasses.asdict(c) for c in work.calibrations]).encode()).hexdigest()
     request = {**made, "prior": (made["prior"] or {}).get("sha256"), "seed": work.seed, "noise_std": work.noise_std}
-    request |= {"scan": _checksum(len(work.slices), seen), "calibrations": widened}
+    request |= {"scan": _checksum(len(work.slices), seen), "calibrations": widened, "figures": FIGURES}
     return dict(json.loads(json.dumps(request)))
 
 
@@ -328,7 +345,7 @@ def _checksum(n: int, seen: Scan) -> str:
 def _create(out: Path, slices: Slices, made: Mapping[str, Any], asked: Mapping[str, Any], seen: Scan) -> None:
     A = seen.problem.A
     gray, several = len(A.in_shape) == 2, (made.get("samples") or 1) > 1
-    names = ["mean", *(["std"] if several else []), *(["half_width"] if several and gray else [])]
+    names = ["mean", *(["std", "half_width"] if several else [])]
     names += ["measured"] if made["prior"] and gray else []
     known = {"pixel_mm": getattr(A, "pixel_mm", None), "mu_water_per_mm": seen.mu_water_per_mm if gray else None}
     known["z_mm"] = slices.z_mm

@@ -119,6 +119,14 @@ def test_colour_picture_through_grayscale(tmp_path: Path) -> None:
     )
     out = tmp_path / "gray.h5"
     assert main(["simulate", str(picture), "--operator", "grayscale", "--out", str(out)]) == 0
+    for more in ([], ["--method", "sirt"]):
+        assert (
+            main(
+                ["reconstruct", str(out), *more, "--picture", str(tmp_path / "x.png"), "--out", str(tmp_path / "x.h5")]
+            )
+            == 2
+        )
+    assert not (tmp_path / "x.h5").exists()  # refused before, not after
     assert main(["reconstruct", str(out), "--method", "cgls", "--set", "iterations=3"]) == 0
     assert read_reconstruction(out.with_suffix(".recon.h5")).samples.shape == (1, 3, 24, 24)
 

@@ -176,7 +176,9 @@ def test_a_precise_datum_does_not_silence_the_others(name: str) -> None:
         std = torch.tensor([precise, 0.1, 0.1, 0.1, 0.1])
         problem = Problem(A, A(truth) + std * noise, std)
         law = prior.posterior(problem)
-        few = {"samples": 8, "particles": 32, "n_levels": 40, "n_sweeps": 40} | ({} if name == "mcg_diff" else {"data_std": 1.0})
+        few = {"samples": 8, "particles": 32, "n_levels": 40, "n_sweeps": 40} | (
+            {} if name == "mcg_diff" else {"data_std": 1.0}
+        )
         method = configure.method(name, {k: v for k, v in few.items() if configure.has_setting(name, k)}, lambda: prior)
         x = method(problem, Generator().manual_seed(4)).mean(0)
         errors.append(float(((x - law.mean).flatten() / law.covariance.diagonal().sqrt())[1:5].square().mean().sqrt()))
@@ -209,7 +211,10 @@ def test_noise_free_data_that_no_image_makes(name: str, solver: str) -> None:
     if solver == "gmres" and name != "mmps":
         pytest.skip("a solver of MMPS")
     A = Matrix(torch.randn(30, 9, generator=Generator().manual_seed(1)), image_shape=(3, 3))
-    y = A(torch.randn(2, 3, 3, generator=Generator().manual_seed(2))) + torch.randn(2, 30, generator=Generator().manual_seed(3)) / 20
+    y = (
+        A(torch.randn(2, 3, 3, generator=Generator().manual_seed(2)))
+        + torch.randn(2, 30, generator=Generator().manual_seed(3)) / 20
+    )
     best = torch.linalg.lstsq(A.matrix, y[0][:, None].double()).solution.reshape(3, 3)
     prior = GaussianPrior(torch.zeros(3, 3), torch.eye(9))
     settings = {"n_levels": 30, **({"solver": solver, "iterations": 12} if name == "mmps" else {})}
@@ -226,7 +231,7 @@ def test_settings_that_are_infinite_or_no_whole_numbers(name: str) -> None:
     for f in dataclasses.fields(cls):
         value = getattr(small(name), f.name)
         if isinstance(value, float) and (name, f.name) != ("pigdm", "longest"):
-            with pytest.raises(ValueError, match="finite|must lie|infinit|expected"):
+            with pytest.raises(ValueError, match=r"finite|must lie|infinit|expected"):
                 cls(two_modes, **{f.name: float("inf")})
         if isinstance(value, int) and not isinstance(value, bool):
             with pytest.raises(ValueError, match="whole number"):
@@ -264,7 +269,12 @@ class Exponential:
 @pytest.mark.parametrize(
     ("A", "y", "noise_std", "words"),
     [
-        (Exponential(), torch.zeros(4, 5), 0.1, "must be a scoreinv.LinearOperator, got Exponential; .* scoreinv.Nonlinear"),
+        (
+            Exponential(),
+            torch.zeros(4, 5),
+            0.1,
+            "must be a scoreinv.LinearOperator, got Exponential; .* scoreinv.Nonlinear",
+        ),
         (MATRIX, torch.zeros(6, dtype=torch.float16), 0.1, "float32 or float64, got torch.float16"),
         (
             MATRIX,
@@ -303,7 +313,9 @@ class Fourier(LinearOperator):
 
 @pytest.mark.parametrize("name", sorted(set(POSTERIOR) - {"repaint", "song_faithful"}))
 def test_operators_that_make_complex_data(name: str) -> None:
-    with pytest.raises(ValueError, match=r"Fourier: expected real data of its map, got torch.complex(64|128); give real and imaginary"):
+    with pytest.raises(
+        ValueError, match=r"Fourier: expected real data of its map, got torch.complex(64|128); give real and imaginary"
+    ):
         taken(name, Problem(Fourier(), torch.zeros(4, 3), 0.1))
 
 

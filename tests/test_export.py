@@ -54,6 +54,32 @@ def test_images_are_in_hounsfield_units(one: Path) -> None:
     assert images_of(one).pixel_mm == PIXEL_MM and "proximal: mean [HU]" in images_of(one).about
 
 
+def test_intervals_say_that_they_are_not_calibrated(tmp_path: Path) -> None:
+    r = reconstruction()
+    path = stored(tmp_path, r)
+    width = 1000 * torch.as_tensor(r.interval) / WATER
+    np.testing.assert_allclose(images_of(path, "half_width").hu[0], width, rtol=1e-5)
+    np.testing.assert_allclose(images_of(path, "upper").hu - images_of(path, "lower").hu, 2 * width[None], rtol=1e-4)
+    assert "proximal: uncalibrated upper [HU]" in images_of(path, "upper").about
+    known = stored(tmp_path, reconstruction(half_width=torch.full((H, W), 0.1 * WATER)))
+    assert "proximal: upper [HU]" in images_of(known, "upper").about
+
+
+def test_the_support_map_is_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    r = reconstruction(measured=WATER * torch.rand(H, W, generator=torch.Generator().manual_seed(1)))
+    path = stored(tmp_path, r)
+    np.testing.assert_array_equal(images_of(path, "support").hu[0], torch.as_tensor(r.support))
+    assert main(["export", str(path), "--what", "support", "--out", str(tmp_path / "s.dcm")]) == 0
+    assert "support [1], 0." in capsys.readouterr().out
+    back = pydicom.dcmread(tmp_path / "s.dcm")
+    assert (back.RescaleType, back.WindowWidth) == ("US", 1)
+    np.testing.assert_allclose(
+        back.pixel_array * float(back.RescaleSlope), torch.as_tensor(r.support).numpy(), atol=1e-4
+    )
+    with pytest.raises(ValueError, match="has no support: no prior was used"):
+        images_of(stored(tmp_path, reconstruction()), "support")
+
+
 @pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.dcm", "x.tif", "x.npy", "series"])
 def test_what_is_written_is_what_is_read(one: Path, tmp_path: Path, name: str) -> None:
     assert main(["export", str(one), "--out", str(tmp_path / name)]) == 0
@@ -204,7 +230,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "an unknown format": ({}, ["--out", "x.mat"], "expected a name that ends in .nii, .nii.gz"),
     "an unknown image": ({}, ["--what", "median"], "expected one of mean, std"),
     "no deviation": ({"one": True}, ["--what", "std"], "has no std: it is of one image"),
-    "no interval": ({}, ["--what", "upper"], "has no half_width: no calibration holds"),
+    "no interval": ({"one": True}, ["--what", "upper"], "has no half_width: it is of one image"),
     "no truth": ({}, ["--what", "truth"], "has no truth: it is not known"),
     "no size": ({"pixel_mm": None}, [], "needs the size of a pixel"),
     "no Hounsfield units": ({"mu_water_per_mm": None}, [], "have no Hounsfield units"),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoreinv import plugins
+from scoreinv import plugins, trust
 from scoreinv.files import axis, describe, dxchange, scan
 from scoreinv.files.atomic import replacing
 from scoreinv.files.reconstruction import Reconstruction, check_writable, read_reconstruction, write_reconstruction
@@ -479,6 +479,39 @@ def test_a_reconstruction_comes_back_as_it_was(tmp_path: Path, shape: tuple[int,
         assert ("std" in file) == (shape[0] > 1)
         if shape[0] > 1:
             np.testing.assert_allclose(file["std"], samples.numpy().std(0, ddof=1), rtol=1e-5)
+
+
+def test_a_reconstruction_says_what_its_datasets_are(tmp_path: Path) -> None:
+    """Units of all, whether the interval is calibrated, the support map and the verdict."""
+    settings = {"method": "dds", "noise_std": 0.1, "n_data": 8000}
+    chi2: dict[str, Any] = {"chi2": torch.tensor(0.5), "chi2_samples": torch.tensor([0.9, 1.1])}
+    r = Reconstruction(
+        random(2, SIDE, SIDE), settings=settings, mu_water_per_mm=0.0193, measured=random(SIDE, SIDE), **chi2
+    )
+    write_reconstruction(tmp_path / "r.h5", r)
+    with h5py.File(tmp_path / "r.h5") as file:
+        units = {name: stored.attrs["units"] for name, stored in file.items()}
+        assert units == {
+            **dict.fromkeys(("samples", "mean", "std", "measured", "half_width"), "1/mm"),
+            **dict.fromkeys(("chi2", "chi2_samples", "support"), "1"), "mean_hu": "HU",
+        }  # fmt: skip
+        assert (
+            file.attrs["verdict"]
+            == "draws: chi^2 1, consistent: the images explain the measurements down to the stated noise"
+        )
+        assert not file["half_width"].attrs["calibrated"] and file["half_width"].attrs["level"] == 0.9
+        np.testing.assert_array_equal(file["half_width"], torch.as_tensor(r.interval))
+        np.testing.assert_array_equal(file["support"], trust.support_map(torch.as_tensor(r.measured), r.mean))
+        assert file["support"].attrs["window_pixels"] == 9
+    back = read_reconstruction(tmp_path / "r.h5")
+    assert back.half_width is None and torch.equal(torch.as_tensor(back.interval), torch.as_tensor(r.interval))
+    known = dataclasses.replace(r, half_width=random(SIDE, SIDE), settings=settings | {"calibration": {"level": 0.8}})
+    write_reconstruction(tmp_path / "k.h5", known)
+    back = read_reconstruction(tmp_path / "k.h5")
+    assert back.level == 0.8 and torch.equal(torch.as_tensor(back.half_width), torch.as_tensor(known.half_width))
+    write_reconstruction(tmp_path / "colour.h5", Reconstruction(random(1, 3, SIDE, SIDE)))
+    with h5py.File(tmp_path / "colour.h5") as file:
+        assert file["mean"].attrs["units"] == "of the operator" and "verdict" not in file.attrs
 
 
 def test_a_bare_reconstruction_needs_only_samples(tmp_path: Path) -> None:

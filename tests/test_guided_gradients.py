@@ -285,12 +285,16 @@ def test_dps_with_ancestral_steps_is_algorithm_1(noise_std: float | Tensor) -> N
     v = x.clone().requires_grad_()
     norm = float(torch.linalg.matrix_norm(problem.A.matrix, 2))
     erring = (norm * sigma) ** 2
-    weights = torch.as_tensor(1 / (UNEVEN**2 + erring) if isinstance(noise_std, Tensor) else 1.0)  # constant where it is even
+    weights = torch.as_tensor(
+        1 / (UNEVEN**2 + erring) if isinstance(noise_std, Tensor) else 1.0
+    )  # constant where it is even
     r = problem.A(prior(v, sigma)) - problem.y
     slope = (weights * r).detach()
     (gradient,) = torch.autograd.grad((slope / slope.norm(dim=1, keepdim=True) * r).sum(), v)
     if not isinstance(noise_std, Tensor):
-        torch.testing.assert_close(gradient, torch.autograd.grad((problem.A(prior(v, sigma)) - problem.y).norm(dim=1).sum(), v)[0])
+        torch.testing.assert_close(
+            gradient, torch.autograd.grad((problem.A(prior(v, sigma)) - problem.y).norm(dim=1).sum(), v)[0]
+        )
     zeta = (1 - (sigma_next / sigma) ** 2) * 0.6 * sigma * 8**0.5 / norm
     torch.testing.assert_close(got, plain - zeta * gradient, rtol=1e-4, atol=1e-5)
 

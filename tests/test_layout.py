@@ -23,7 +23,7 @@ FLOORS = [
     ("linop", "progress", "streams", "units", "plugins", "files.atomic", "files.versions", "files.hdf5"),
     ("problem", "testing", "sampling.processes", "arguments"),
     ("metrics", "noise", "phantoms", "solvers", "sampling.discrete"),
-    ("misfit", "trust"),
+    ("misfit", "trust", "conditions"),
     ("pictures",),
     ("contact_sheet", "edit_picture", "score_picture", "priors"),
     ("sampling",),

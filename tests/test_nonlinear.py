@@ -85,7 +85,7 @@ NEEDS_LINEAR = [n for n in plugins.names("methods") if configure.needs_prior(n) 
 def test_others_say_what_they_need(name: str) -> None:
     A = Nonlinear(transmission, (8, 8), (8, 8))
     method: Method = configure.method(name, {}, lambda: GaussianPrior(torch.zeros(8, 8), torch.eye(64)))
-    with pytest.raises(ValueError, match="linear|parallel|masks|Masking|mask"):
+    with pytest.raises(ValueError, match=r"linear|parallel|masks|Masking"):
         method(Problem(A, torch.ones(8, 8), 0.1), Generator().manual_seed(0))
 
 

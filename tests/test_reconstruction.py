@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 import scoreinv as si
-from scoreinv import metrics
+from scoreinv import metrics, trust
 from scoreinv.calibration import Calibration
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.slices import open_slices
@@ -19,7 +20,7 @@ from scoreinv.operators import GeometryWarning, Masking, ParallelBeamCT, equispa
 from scoreinv.posterior.dds import DDS
 from scoreinv.posterior.proximal import Proximal
 from scoreinv.reconstruction import conditions_of, known_noise, with_intervals
-from scoreinv.report import judgement
+from scoreinv.report import judgement, summary
 from scoreinv.volume import reconstruct_volume
 
 WATER = 0.0193
@@ -106,6 +107,68 @@ def test_few_photons_are_judged_as_photons() -> None:
     assert found.settings["inverse_photons"] == pytest.approx(float(A(truth).exp().mean()), rel=1e-3)
     assert float(torch.as_tensor(found.chi2_samples).mean()) == pytest.approx(1, abs=0.2)
     assert float(metrics.chi_squared(p, truth)) < 0.7 and "consistent: the images explain" in judgement(found)
+
+
+def test_the_verdict_does_not_depend_on_the_number_of_draws() -> None:
+    """Data of `gaussian`'s own prior; what `chi2_samples` say does."""
+    A = ParallelBeamCT.for_image((32, 32), 8.0, n_views=24)
+    truth = WATER * torch.randn(32, 32, generator=Generator().manual_seed(1))
+    p = si.simulate(A, truth, Generator().manual_seed(2), relative_noise=0.5)
+    how: dict[str, Any] = {"prior": gaussian, "settings": {"trust": 1.0, "draw_levels": 20}}
+    found = [si.reconstruct(p, "proximal", samples=n, **how) for n in (2, 4, 16)]
+    misfits = [float(torch.as_tensor(r.misfit)) for r in found]
+    raw = [float(torch.as_tensor(r.chi2_samples).mean()) for r in found]
+    assert max(misfits) - min(misfits) < 0.1 and raw[2] - raw[0] > 0.15
+    assert [r.standing for r in found] == [0, 0, 0]
+
+
+def test_methods_that_move_their_draws_are_known() -> None:
+    """The mean of others' draws depends on the seed."""
+    for name, settings in (("proximal", {"n_levels": 2, "draw_levels": 2}), ("dds", {"n_levels": 2})):
+        found = [si.reconstruct(problem(), name, prior=gaussian, samples=2, settings=settings, seed=k) for k in (0, 1)]
+        same = torch.allclose(found[0].mean, found[1].mean, rtol=0, atol=1e-4 * WATER)
+        assert same is (name in trust.CENTRED) and not torch.equal(found[0].samples, found[1].samples)
+
+
+def test_noise_that_is_too_large_is_no_over_fitting_where_it_was_estimated() -> None:
+    p = problem()
+    large = si.Problem(p.A, p.y, 3 * float(p.noise_std), p.truth)
+
+    def exact(given: si.Problem, rng: Generator) -> Tensor:
+        return torch.stack([torch.as_tensor(p.truth)] * 2)
+
+    stated = si.reconstruct(large, exact)
+    assert "either the stated noise is too large, or the images follow" in judgement(stated) and stated.standing == -1
+    guessed = dataclasses.replace(stated, settings=stated.settings | {"noise_estimated": True})
+    assert "no verdict: chi^2 is too small, either the estimated noise" in judgement(guessed)
+    assert math.isnan(guessed.standing)
+
+
+def test_noise_free_data_are_judged_by_their_residual() -> None:
+    """Of an image twice, once on the data of its own and once on data that are 3e-3 off; data of 0 have no residual."""
+    p = problem()
+    exact, truth = p.A(torch.as_tensor(p.truth)), torch.as_tensor(p.truth)
+
+    def method(given: si.Problem, rng: Generator) -> Tensor:
+        return torch.stack([truth, truth])
+
+    clean, off, zero = (si.reconstruct(si.Problem(p.A, y), method) for y in (exact, 1.003 * exact, 0 * exact))
+    assert "consistent: the images explain" in judgement(clean) and clean.standing == 0
+    assert "draws: relative residual 0.00299, inconsistent" in judgement(off) and off.standing == 1
+    assert "no verdict: all data are 0" in judgement(zero) and "nan" not in summary(zero)
+    assert "image: relative residual" in judgement(dataclasses.replace(off, samples=off.samples[:1]))
+    assert "relative residual" not in judgement(dataclasses.replace(clean, samples=clean.samples[:1]))
+
+
+def test_draws_without_a_calibration_have_student_s_interval() -> None:
+    found = si.reconstruct(problem(), "dds", prior=gaussian, settings={"n_levels": 3}, samples=3, calibrations=())
+    width, std = torch.as_tensor(found.interval), torch.as_tensor(found.std)
+    torch.testing.assert_close(width, 2.919986 * math.sqrt(4 / 3) * std, rtol=1e-5, atol=0)  # t of 2 degrees, 90 %
+    assert found.half_width is None and found.level == 0.9
+    assert f"uncalibrated, mean ± {1000 * float(width.median()) / WATER:.0f} HU (median) is Student's 90%" in judgement(
+        found
+    )
+    assert si.reconstruct(problem(), "cgls").interval is None
 
 
 def test_a_method_that_has_been_built() -> None:
@@ -202,6 +265,8 @@ def test_the_noise_of_every_slice_is_raised_by_itself() -> None:
         (None, {"seed": None}, "seed should be int, got None"),
         (None, {"method": lambda p, g: p.A.H(p.y)}, r"should return a tensor \(samples, 16, 16\).*got \(16, 16\)"),
         (None, {"method": lambda p, g: p.A.H(p.y)[None].numpy()}, r"should return a tensor .*got ndarray"),
+        (None, {"method": lambda p, g: p.A.H(p.y)[None] + 0j}, r"should return real .* got torch.complex64"),
+        (None, {"method": lambda p, g: p.A.H(p.y)[None].int()}, r"should return real .* got torch.int32"),
     ],
 )
 def test_arguments_of_another_kind(scan: Any, arguments: dict[str, Any], words: str) -> None:

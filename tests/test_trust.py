@@ -40,6 +40,35 @@ def test_draws_from_the_posterior_have_a_misfit_of_one() -> None:
     assert float(torch.stack(means).mean()) < 0.8
 
 
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_misfit_of_a_draw_does_not_depend_on_how_many_there_are(n: int) -> None:
+    """Eq. (2), of draws that were moved so that their mean is the posterior's, and of draws as they came."""
+    rng, problems = torch.Generator().manual_seed(1), 400
+    prior = GaussianPrior(torch.zeros(6, dtype=torch.float64), torch.eye(6, dtype=torch.float64))
+    A = Matrix(torch.randn(10, 6, generator=rng, dtype=torch.float64))
+    moved, plain, raw = [], [], []
+    for x in prior.draw(problems, rng):
+        problem = Problem(A, A(x) + 0.5 * torch.randn(10, generator=rng, dtype=torch.float64), 0.5)
+        posterior = prior.posterior(problem)
+        draws = posterior.draw(n, rng)
+        centred = draws + (posterior.mean - draws.mean(0))
+        of_mean, of_centred = (metrics.chi_squared(problem, image) for image in (posterior.mean, centred))
+        moved.append(trust.of_a_draw("proximal", of_mean, of_centred))
+        of_mean, of_draws = (metrics.chi_squared(problem, image) for image in (draws.mean(0), draws))
+        plain.append(trust.of_a_draw("dds", of_mean, of_draws))
+        raw.append(of_centred.mean())
+    for found in (moved, plain):
+        assert float(torch.stack(found).mean()) == pytest.approx(1, abs=5 * math.sqrt(2 / 10 / problems))
+    assert float(torch.stack(raw).mean()) < 0.9
+
+
+def test_of_a_draw_goes_slice_by_slice() -> None:
+    of_draws = torch.tensor([[0.6, 1.0], [0.8, 1.4]])
+    found = trust.of_a_draw("proximal", torch.tensor([0.4, 0.9]), of_draws)
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.5]))
+    torch.testing.assert_close(trust.of_a_draw("proximal", of_draws[0], of_draws[:1]), of_draws[0])
+
+
 @pytest.mark.parametrize(
     ("chi2", "n", "word"),
     [(1.0, 8000, "consistent"), (1.1, 8000, "consistent"), (0.6, 8000, "over-fitted"), (1.5, 8000, "inconsistent"),
@@ -48,6 +77,25 @@ def test_draws_from_the_posterior_have_a_misfit_of_one() -> None:
 def test_verdict(chi2: float, n: int, word: str) -> None:
     """Few data leave more room than many."""
     assert trust.verdict(chi2, n).startswith(word)
+    expected = {"consistent": 0, "over-fitted": -1, "inconsistent": 1, "no verdict": math.nan}[word]
+    assert trust.standing(chi2, n) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("noise", ["stated", "estimated", "raised"])
+def test_a_small_misfit_is_the_noise_s_or_the_images_fault(noise: str) -> None:
+    """Which of the two it does not tell; noise that was estimated convicts nobody."""
+    words = trust.verdict(0.6, 8000, noise=noise)
+    assert f"either the {noise} noise is too large, or the images follow" in words
+    assert words.startswith("over-fitted" if noise == "stated" else "no verdict")
+    assert math.isnan(trust.standing(0.6, 8000, noise=noise)) is (noise != "stated")
+    assert f"down to the {noise} noise" in trust.verdict(1.5, 8000, noise=noise)
+
+
+def test_verdict_on_noise_free_data() -> None:
+    """What the default leaves of clean data is consistent, what a tilted detector makes it leave is not; data of 0 say nothing."""
+    for residual, word in ((3.5e-4, "consistent"), (2.8e-3, "inconsistent"), (math.nan, "no verdict: all data are 0")):
+        assert trust.verdict(residual, 8000, noise="absent").startswith(word)
+    assert "larger than the 1.5e-03 of noise-free data" in trust.verdict(2.8e-3, 8000, noise="absent")
 
 
 def test_measured_part_against_dense_algebra(problem: Problem, rng: Generator) -> None:
@@ -71,7 +119,7 @@ def test_measured_part_of_noise_free_data_is_nearly_the_projection(problem: Prob
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_map_of_noise_free_data_within_a_limited_angle(scale: float, rng: Generator) -> None:
-    """Eq. (2) with noise of 1e-3 of the data's rms, by dense algebra; not a matter of how many steps are taken, nor of the unit. A⁺A
+    """Eq. (3) with noise of 1e-3 of the data's rms, by dense algebra; not a matter of how many steps are taken, nor of the unit. A⁺A
     would give all of the image: with 60 views in 100 degrees there are more data than pixels."""
     A = ParallelBeamCT((20, 20), equispaced_angles(60, math.radians(100)), 29, 8.0, 8.0)
     x = scale * torch.rand(20, 20, generator=rng)

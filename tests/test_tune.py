@@ -128,6 +128,8 @@ def test_calibration_rewards_draws_as_wide_as_the_error(optuna: Any, shrunk: Non
     assert wide["settings"] == {"share": 0.4, "samples": 8} and "psnr" not in wide
     with pytest.raises(ValueError, match="give --samples 4 or more"):
         search(data, 3, objective="calibration", ranges={"spread": Range(0.1, 0.2)})
+    with pytest.raises(ValueError, match="'cgls' gave one image: take a method that draws, or --objective psnr"):
+        tune([data], "cgls", relative_noise=0.01, trials=1, storage=data.with_name("c"), objective="calibration")
 
 
 def test_methods_with_a_prior_say_which(optuna: Any, data: Path) -> None:
@@ -329,6 +331,29 @@ def test_records_of_several_objectives_and_priors_live_side_by_side(tmp_path: Pa
     assert weight() == 3.0
     with pytest.raises(ValueError, match="'proximal' was not tuned for 'psnr'"):
         weight(objective="psnr")
+
+
+def test_a_small_search_does_not_take_the_place_of_a_large_one(tmp_path: Path, within_100_degrees: Scan) -> None:
+    """Of other patients or ranges it is kept beside it, and the larger one is taken; of the same ones more trials are kept."""
+    path, here = tmp_path / "t.json", {"arguments": {"n_views": 60, "arc": 1.745}}
+    large = {"images": "aa", "patients": list("abcdefgh"), "trials": 100, "ranges": {"weight": [0, 1]}, **here}
+    save(path, "fista_tv", record(1.0, **large))
+    save(path, "fista_tv", record(2.0, **large | {"images": "b", "patients": ["a"], "trials": 2}))
+    save(path, "fista_tv", record(3.0, **large | {"ranges": {"weight": [0, 9]}, "trials": 4}))
+    assert [r["weight"] for r in read_tuned(path)["fista_tv"]] == [1.0, 2.0, 3.0]
+    assert tuned_settings(path, within_100_degrees)[1]["weight"] == 1.0
+    with pytest.warns(UserWarning, match="keeps the record of 100 trials of this search, the new one is of 5"):
+        save(path, "fista_tv", record(4.0, **large | {"trials": 5}))
+    assert [r["weight"] for r in read_tuned(path)["fista_tv"]] == [1.0, 2.0, 3.0]
+    save(path, "fista_tv", record(5.0, **large | {"trials": 200}))
+    assert sorted(r["weight"] for r in read_tuned(path)["fista_tv"]) == [2.0, 3.0, 5.0]
+
+
+def test_constants_are_not_written_over_their_trials(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = data.with_name("x.journal")
+    assert main(["tune", "sirt", str(data), "--out", str(out)]) == 2
+    assert "the trials are kept under this name; give the constants another, such as" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"methods": 3}', '{"methods": {"sirt": [{"tau": 1}]}}'])

@@ -72,7 +72,9 @@ def test_the_command_states_its_data(
     assert row["provenance"]["patients"] == ["b", "a"]
 
 
-def test_levels_of_other_views_stand_beside_each_other(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_of_other_views_stand_beside_each_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More views leave less noise: τ falls like one over the root of their number. A level that is tuned anew replaces itself alone."""
     path = tmp_path / "t.json"
     for views in ("23", "46", "46"):

@@ -26,15 +26,17 @@ import torch
 from small_volume import SLICES, operator, scan, slice_of, write
 
 from scoreinv import streams
+from scoreinv.calibration import Calibration
 from scoreinv.cli import main
 from scoreinv.cli.volumes import slices_of
 from scoreinv.files.dxchange import read_dxchange
 from scoreinv.files.reconstruction import Reconstruction
 from scoreinv.files.scan import Scan, read_scan, write_scan
 from scoreinv.files.slices import DXchangeSlices, open_slices, stacked
-from scoreinv.files.volume import VolumeFile, opened
+from scoreinv.files.volume import FIGURES, VolumeFile, create_volume, judgement, opened
 from scoreinv.problem import Problem
-from scoreinv.reconstruction import Choice, reconstruct
+from scoreinv.reconstruction import Choice, conditions_of, reconstruct, with_intervals, without_intervals
+from scoreinv.solving import Solved
 from scoreinv.volume import batches, look, reconstruct_volume
 
 needs_zarr = pytest.mark.skipif(importlib.util.find_spec("zarr") is None, reason="zarr is an optional extra")
@@ -148,6 +150,58 @@ def test_every_slice_is_what_it_is_alone(name: str, tmp_path: Path) -> None:
             assert np.array_equal(images(out, "measured")[k], alone.measured.numpy())
         with opened(out) as volume:
             assert alone.chi2 is not None and volume.figures("chi2")[k] == float(alone.chi2)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_noise_of_a_slice_is_that_which_it_was_solved_with(batch: int, tmp_path: Path) -> None:
+    """Raised as it is alone, also where calibrations are looked up; misfit, verdict and interval are judged by it."""
+    slices, choice, which = open_slices(write(tmp_path / "scan.h5", scan("unknown"))), METHODS["proximal"], range(3, 6)
+    alone = {k: without_intervals(slices.read(k), choice, seed=0, device="cpu", first=k) for k in which}
+    result, solved = alone[4]
+    known = Calibration(conditions_of(solved.problem, result), 0.9, 2.0, 10.0, 14, 0.8, 0.9, 0.9, chi2=1e9)
+    out = tmp_path / "recon.h5"
+    list(reconstruct_volume(slices, out, choice, which=which, batch=batch, calibrations=[known]))
+    with opened(out) as volume:
+        found = {name: volume.figures(name) for name in FIGURES}
+        width, words = volume.image("half_width", 4), judgement(volume)
+    for k, (r, _) in alone.items():
+        assert r.settings["noise_raised"] > 1.5  # the method has one level, and leaves much
+        expected = {
+            "noise_raised": r.settings["noise_raised"], "noise_std": r.settings["noise_std"],
+            "chi2_draw": float(torch.as_tensor(r.misfit)), "standing": r.standing,
+        }  # fmt: skip
+        for name, value in expected.items():
+            assert found[name][k] == pytest.approx(value, rel=1e-5 if batch == 1 else 0.02), name
+    assert found["calibrated"][4] == 1 and np.isnan(found["calibrated"][0])
+    held = with_intervals(result, solved.problem, [known]).half_width
+    np.testing.assert_allclose(width, torch.as_tensor(held), rtol=0, atol=0.01 * float(torch.as_tensor(held).max()))
+    assert "then raised for 3 slices" in words and "draws: " in words and "intervals: calibrated for" in words
+
+
+def test_slices_without_a_calibration_have_student_s_interval(tmp_path: Path) -> None:
+    slices, out = open_slices(write(tmp_path / "scan.h5", scan())), tmp_path / "recon.h5"
+    list(reconstruct_volume(slices, out, METHODS["proximal"], which=range(4, 5), calibrations=[]))
+    alone = reconstruct(slices.read(4), METHODS["proximal"], first=4, calibrations=[])
+    with opened(out) as volume:
+        assert volume.figures("calibrated")[4] == 0
+        assert np.array_equal(volume.image("half_width", 4), torch.as_tensor(alone.interval).numpy())
+        assert "intervals: calibrated for 0 slices, uncalibrated (Student's) for 1" in judgement(volume)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_volume_counts_its_verdicts(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"v.{kind}"
+    create_volume(path, (6, 2, 2), ["mean", "std"], request={}, settings={"method": "dds"}, attributes={})
+    image = np.zeros((2, 2), np.float32)
+    with opened(path, write=True) as volume:
+        for k, standing in enumerate((0, 1, 1, -1, np.nan)):
+            volume.add(k, {"mean": image, "std": image}, dict.fromkeys(FIGURES, 1.0) | {"standing": standing})
+        assert judgement(volume).splitlines()[0] == (
+            "draws: 1 slice consistent with the data, 1 slice over-fitted, or judged by too large a noise (the first is 3), 2 slices "
+            "inconsistent with the data (the first is 1), 1 slice without verdict (the first is 4)"
+        )
+        del volume.group["standing"]  # as files were at first
+        assert np.isnan(volume.figures("standing")).all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -477,12 +531,12 @@ def test_a_damaged_chunk_is_an_error_of_its_slice(
 
 
 def test_a_method_that_fails_in_a_batch_fails_for_its_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(scan_: Scan, *arguments: Any, **more: Any) -> Reconstruction:
+    def fails(scan_: Scan, *arguments: Any, **more: Any) -> tuple[Reconstruction, Solved]:
         if (scan_.problem.y > 1e3).any():
             raise RuntimeError("as planned")
-        return reconstruct(scan_, *arguments, **more)
+        return without_intervals(scan_, *arguments, **more)
 
-    monkeypatch.setattr("scoreinv.volume.reconstruct", fails)
+    monkeypatch.setattr("scoreinv.volume.without_intervals", fails)
     whole = scan("one").problem
     y = whole.y.clone()
     y[3] = 1e6

@@ -63,7 +63,7 @@ def add_export(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="IMAGE.nii.gz", help="what to write")
     p.add_argument(
         "--what", default="mean", metavar="NAME",
-        help="mean, std, half_width, lower and upper (ends of the calibrated interval), measured, fbp or truth (%(default)s)",
+        help="mean, std, half_width, lower and upper (ends of the interval), measured, support, fbp or truth (%(default)s)",
     )  # fmt: skip
     p.add_argument(
         "--slice", type=int, metavar="K", help="of several slices this one alone; negative counts from the end"
@@ -84,4 +84,5 @@ def _export(a: argparse.Namespace) -> None:
     images = images_of(a.reconstruction, a.what, a.slice)
     write_images(a.out, images, slice_mm=a.slice_mm)
     of = "" if len(images.hu) == 1 else f"{len(images.hu)} slices of "
-    print(f"{a.out}: {of}{images.about}, {images.hu.min():.0f} to {images.hu.max():.0f}")
+    digits = ".0f" if images.unit == "HU" else ".2f"
+    print(f"{a.out}: {of}{images.about}, {images.hu.min():{digits}} to {images.hu.max():{digits}}")

@@ -147,6 +147,9 @@ def add_reconstruct(commands: Any) -> argparse.ArgumentParser:
     p.add_argument(
         "--calibration", type=Path, metavar="FILE.json", help="of `scoreinv calibrate`, instead of the shipped ones"
     )
+    p.add_argument(
+        "--level", type=float, metavar="L", help="of the calibrated intervals (0.9, or the nearest that is there)"
+    )
     p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     add_volume(p)
     d = p.add_argument_group("DXchange files")
@@ -168,8 +171,8 @@ def _reconstruct(a: argparse.Namespace) -> None:
     from scoreinv.files.reconstruction import check_writable, write_reconstruction
     from scoreinv.pictures import picture_format
     from scoreinv.priors.shipped import identity
-    from scoreinv.reconstruction import reconstruct
-    from scoreinv.report import draw, judgement, summary
+    from scoreinv.reconstruction import in_hounsfield, reconstruct
+    from scoreinv.report import check_drawable, draw, judgement, summary
     from scoreinv.tune import tuned_settings
 
     out = a.out or a.scan.with_suffix(".recon.h5")
@@ -189,7 +192,7 @@ def _reconstruct(a: argparse.Namespace) -> None:
     if a.cluster in (None, "local"):
         check_device(a.device)
     preset = _one_preset(a)
-    calibrations = read_calibrations(a.calibration)
+    calibrations = read_calibrations(a.calibration, a.level)
     if slicewise:
         how = {"preset": preset, "calibrations": calibrations, "settings": configure.parse_settings(a.set)}
         reconstruct_volume(a, out, how)
@@ -198,6 +201,8 @@ def _reconstruct(a: argparse.Namespace) -> None:
         raise ValueError(f"--every: expected a whole number of at least 1, got {a.every}")
     views = None if a.every is None else slice(None, None, a.every)
     scan = read_any_scan(a.scan, row=a.row, centre=a.centre, detector_mm=a.detector_mm, binning=a.binning, views=views)
+    if a.picture:
+        check_drawable(in_hounsfield(scan))
     if a.noise_std is not None:
         scan = dataclasses.replace(
             scan, problem=dataclasses.replace(scan.problem, noise_std=a.noise_std, counts=None), noise_known=True

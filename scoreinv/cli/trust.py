@@ -14,7 +14,8 @@ def add_calibrate(commands: Any) -> argparse.ArgumentParser:
         "calibrate",
         help="make the intervals of reconstructions hold",
         description="Simulates and reconstructs the middle slice of every patient, measures how often the truth lies within the draws' "
-        "spread, and writes the factor that makes it so. `scoreinv reconstruct --calibration` applies it to scans alike.",
+        "spread, and writes the factor that makes it so. `scoreinv reconstruct --calibration` applies it to scans alike. "
+        "The same command goes on where it was stopped.",
     )
     p.add_argument("data", nargs="+", type=Path, help="CT images of patients that the prior was not trained on")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="calibrations to write, or to add to")
@@ -40,18 +41,14 @@ def add_calibrate(commands: Any) -> argparse.ArgumentParser:
 def _calibrate(a: argparse.Namespace) -> None:
     from scoreinv import configure
     from scoreinv.calibrate import calibrate
-    from scoreinv.calibration import read_calibrations, write_calibrations
     from scoreinv.files.reconstruction import check_writable
 
     check_device(a.device)
     check_writable(a.out)
-    earlier = read_calibrations(a.out) if a.out.exists() else []
     found = calibrate(
         a.data, a.operator, operator_arguments(a), relative_noise=a.noise, level=a.level, method=a.method, samples=a.samples,
-        prior=a.prior, settings=configure.parse_settings(a.set), seed=a.seed, device=a.device,
+        prior=a.prior, settings=configure.parse_settings(a.set), seed=a.seed, device=a.device, out=a.out,
     )  # fmt: skip
-    kept = [c for c in earlier if (c.conditions, c.level) != (found.conditions, found.level)]
-    write_calibrations(a.out, [*kept, found])
     print(
         f"{a.out}: factor {found.factor:.2f} for intervals of {found.level:.0%}; the draws alone hold {found.coverage_before:.0%} of the "
         f"tissue of {found.patients} patients, with it {found.coverage_after:.0%} of each left out (least {found.coverage_least:.0%})"

@@ -54,6 +54,10 @@ def _tune(a: argparse.Namespace) -> None:
 
     check_device(a.device)
     check_writable(a.out)
+    if a.out.suffix == ".journal":
+        raise ValueError(
+            f"--out {a.out}: the trials are kept under this name; give the constants another, such as {a.out.with_suffix('.json')}"
+        )
     if a.out.exists():
         read_tuned(a.out)  # another kind of file is not written over
     for noise in a.noise:

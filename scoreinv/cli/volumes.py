@@ -28,7 +28,7 @@ def reconstruct_volume(a: argparse.Namespace, out: Path, how: dict[str, Any]) ->
     """`how` are arguments of `scoreinv.volume.reconstruct_volume`."""
     from scoreinv import volume
     from scoreinv.files.slices import open_slices
-    from scoreinv.files.volume import opened, summary
+    from scoreinv.files.volume import judgement, opened, summary
     from scoreinv.priors.shipped import identity
     from scoreinv.progress import bar
     from scoreinv.tune import tuned_settings
@@ -53,6 +53,8 @@ def reconstruct_volume(a: argparse.Namespace, out: Path, how: dict[str, Any]) ->
             progress.advance(f"slice {k}")
     with opened(out) as found:
         print(f"{out}: {summary(found)}")
+        if words := judgement(found):
+            print(words)
 
 
 def slices_of(text: str, n: int) -> range:

@@ -1,4 +1,4 @@
-"""Images of a reconstruction in the formats of other programs: NIfTI, DICOM, TIFF and .npy, in Hounsfield units.
+"""Images of a reconstruction in the formats of other programs: NIfTI, DICOM, TIFF and .npy, in Hounsfield units (shares as they are).
 
 Rows go from front to back and columns from right to left of the patient, as a viewer shows them and as `files.images` reads them (LPS in
 DICOM's words). The middle of each slice lies on the axis, at its height where that is known; the first is at 0 otherwise. Where the patient
@@ -22,7 +22,9 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
+from scoreinv import trust
 from scoreinv.files import hdf5
 from scoreinv.files.atomic import replacing
 from scoreinv.files.reconstruction import FORMAT as RECONSTRUCTION
@@ -32,27 +34,30 @@ from scoreinv.files.versions import package_version
 from scoreinv.files.volume import opened
 from scoreinv.units import hu_from_mu
 
-WHAT = ("mean", "std", "half_width", "lower", "upper", "measured", "fbp", "truth")
-"""Images that there may be; lower and upper are the ends of the calibrated interval."""
+WHAT = ("mean", "std", "half_width", "lower", "upper", "measured", "support", "fbp", "truth")
+"""Images that there may be; lower and upper are the ends of the interval, support is the share that the data determine, from 0 to 1."""
 DIFFERENCES = ("std", "half_width")
+INTERVAL = ("half_width", "lower", "upper")
 NIFTI, DICOM, OTHERS = (".nii", ".nii.gz"), ".dcm", (".tif", ".tiff", ".npy")
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Slices in Hounsfield units.
+    """Slices in Hounsfield units, or shares.
 
     Attributes:
         hu: (slices, H, W) float32.
         pixel_mm: side of a pixel [mm]; None where it is unknown.
         about: what they are, in words.
         z_mm: height of each slice [mm]; None where it is unknown.
+        unit: "HU", or "1" for shares.
     """
 
     hu: np.ndarray
     pixel_mm: float | None
     about: str
     z_mm: tuple[float, ...] | None = None
+    unit: str = "HU"
 
 
 def images_of(path: Path, what: str = "mean", index: int | None = None) -> Images:
@@ -70,7 +75,7 @@ def images_of(path: Path, what: str = "mean", index: int | None = None) -> Image
     if what not in WHAT:
         raise ValueError(f"--what {what!r}: expected one of {', '.join(WHAT)}")
     read = _from_reconstruction if not is_zarr(path) and _is_reconstruction(path) else _from_volume
-    stored, pixel_mm, mu_water, settings, z_mm = read(path, index)
+    stored, pixel_mm, mu_water, settings, z_mm, calibrated = read(path, index)
     if mu_water is None:
         raise ValueError(f"{path}: its images have no Hounsfield units, so they cannot be exported as CT")
 
@@ -82,12 +87,18 @@ def images_of(path: Path, what: str = "mean", index: int | None = None) -> Image
 
     if what in ("lower", "upper"):
         hu = image("mean") + (1 if what == "upper" else -1) * image("half_width")
+    elif what == "support":
+        if (measured := stored("measured")) is None:
+            raise ValueError(f"{path}: has no support{_why('measured')}")
+        hu = trust.support_map(torch.from_numpy(measured), torch.from_numpy(stored("mean"))).numpy()
     else:
         hu = image(what)
-    about = f"scoreinv {package_version()}, {settings.get('method', '?')}: {what} [HU]"
+    unit = "1" if what == "support" else "HU"
+    kind = "uncalibrated " if what in INTERVAL and not calibrated else ""
+    about = f"scoreinv {package_version()}, {settings.get('method', '?')}: {kind}{what} [{unit}]"
     if z_mm is not None and index is not None:
         z_mm = (z_mm[index],)
-    return Images(hu.reshape(-1, *hu.shape[-2:]), pixel_mm, about, z_mm)
+    return Images(hu.reshape(-1, *hu.shape[-2:]), pixel_mm, about, z_mm, unit)
 
 
 def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -> None:
@@ -109,8 +120,7 @@ def write_images(path: Path, images: Images, *, slice_mm: float | None = None) -
     lacking = [k for k in range(n) if not np.isfinite(images.hu[k]).all()]
     if lacking:
         raise ValueError(
-            f"{path}: {len(lacking)} of {n} slices have no such image, the first is slice {lacking[0]} (intervals are there where a "
-            "calibration holds): export others, or single ones with --slice"
+            f"{path}: {len(lacking)} of {n} slices have no such image, the first is slice {lacking[0]}: export others, or single ones with --slice"
         )
     if name.endswith(OTHERS):
         with replacing(path) as temporary:
@@ -174,22 +184,27 @@ def _is_reconstruction(path: Path) -> bool:
 
 
 Stored = tuple[
-    Callable[[str], "np.ndarray | None"], "float | None", "float | None", dict[str, Any], "tuple[float, ...] | None"
+    Callable[[str], "np.ndarray | None"],
+    "float | None",
+    "float | None",
+    dict[str, Any],
+    "tuple[float, ...] | None",
+    bool,
 ]
-"""An image by its name [1/mm], pixel_mm, mu_water_per_mm, settings, z_mm of all slices."""
+"""An image by its name [1/mm], pixel_mm, mu_water_per_mm, settings, z_mm of all slices, whether their intervals are calibrated."""
 
 
 def _from_reconstruction(path: Path, index: int | None) -> Stored:
     r = read_reconstruction(path)
 
     def stored(name: str) -> np.ndarray | None:
-        image = getattr(r, name)
+        image = getattr(r, "interval" if name == "half_width" else name)
         if image is None or index is None:
             return None if image is None else image.numpy()
         slices = image.reshape(-1, *image.shape[-2:])
         return np.asarray(slices[_checked(path, index, len(slices))].numpy())
 
-    return stored, r.pixel_mm, r.mu_water_per_mm, r.settings, r.z_mm
+    return stored, r.pixel_mm, r.mu_water_per_mm, r.settings, r.z_mm, r.half_width is not None
 
 
 def _from_volume(path: Path, index: int | None) -> Stored:
@@ -198,6 +213,7 @@ def _from_volume(path: Path, index: int | None) -> Stored:
         sizes = [volume.group.attrs.get(name) for name in ("pixel_mm", "mu_water_per_mm")]
         pixel_mm, mu_water = (None if v is None else float(v) for v in sizes)
         settings, z_mm = volume.settings, hdf5.heights(volume.group.attrs, path)
+        calibrated = volume.figures("calibrated") != 0
     missing = np.flatnonzero(~done)
     if index is None and len(missing):
         raise ValueError(
@@ -212,7 +228,7 @@ def _from_volume(path: Path, index: int | None) -> Stored:
                 return None
             return np.asarray(volume.group[name][:]) if k is None else volume.image(name, k)
 
-    return stored, pixel_mm, mu_water, settings, z_mm
+    return stored, pixel_mm, mu_water, settings, z_mm, bool(calibrated.all() if k is None else calibrated[k])
 
 
 def _checked(path: Path, index: int, n: int) -> int:
@@ -224,7 +240,7 @@ def _checked(path: Path, index: int, n: int) -> int:
 def _why(name: str) -> str:
     reasons = {
         "std": ": it is of one image; several need --samples",
-        "half_width": ": no calibration holds for it (see `scoreinv calibrate`)",
+        "half_width": ": it is of one image; several need --samples",
         "measured": ": no prior was used",
         "truth": ": it is not known",
         "fbp": ": the operator has none, or it is a volume",
@@ -287,7 +303,7 @@ def _save_dicom(path: Path, images: Images, k: int, z_mm: np.ndarray) -> None:
     from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
     assert images.pixel_mm is not None
-    hu, pixel = images.hu[k], images.pixel_mm
+    hu, pixel, hounsfield = images.hu[k], images.pixel_mm, images.unit == "HU"
     rows, columns = hu.shape
     pixels = hashlib.sha256(np.ascontiguousarray(images.hu).tobytes()).hexdigest() + f" {rows} {pixel} {z_mm.tolist()}"
 
@@ -309,7 +325,8 @@ def _save_dicom(path: Path, images: Images, k: int, z_mm: np.ndarray) -> None:
         "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [_ds(pixel), _ds(pixel)], "SliceThickness": _ds(_distance(images, z_mm)),
         "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": rows, "Columns": columns,
         "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1,
-        "RescaleIntercept": 0, "RescaleSlope": _ds(slope), "RescaleType": "HU", "WindowCenter": 0, "WindowWidth": 2000,
+        "RescaleIntercept": 0, "RescaleSlope": _ds(slope), "RescaleType": "HU" if hounsfield else "US",
+        "WindowCenter": 0 if hounsfield else 0.5, "WindowWidth": 2000 if hounsfield else 1,
         "PixelData": np.rint(hu / slope).astype("<i2").tobytes(),
     }  # fmt: skip
     dataset = FileDataset(

@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreinv import metrics, trust
 from scoreinv.files import hdf5
 from scoreinv.files.atomic import replacing
 from scoreinv.files.versions import package_version, versions
 from scoreinv.units import hu_from_mu
 
 FORMAT = "scoreinv-reconstruction-1"
+LEVEL = 0.9
+"""Of intervals that are not calibrated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +31,8 @@ class Reconstruction:
 
     Attributes:
         samples: (M, *slices, H, W) [1/mm].
-        chi2: ‖A mean − y‖² / (m σ²) of each image, () or (slices,); about 1 when the mean fits the data to the noise;
-            None where the noise is unknown.
+        chi2: ‖A mean − y‖² / (m σ²) of each image, () or (slices,); well above 1 where the mean does not fit the data
+            to the noise; below 1 for the mean of good draws, which fits better than each. None where the noise is unknown.
         settings: method and its arguments; JSON values.
         seed: of the random generator.
         pixel_mm: side of a pixel [mm], where known.
@@ -40,7 +43,7 @@ class Reconstruction:
         measured: (*slices, H, W) [1/mm], the part of the mean that the data determine (`scoreinv.trust`); the rest comes
             from the prior. None where no prior was used.
         half_width: (*slices, H, W) [1/mm]: mean ± half_width is an interval that was calibrated (settings["calibration"] says
-            how, and its level). None where no calibration holds.
+            how, and its level). None where no calibration holds; `interval` is always there.
         versions: of the software that made it.
         z_mm: see `Scan`.
     """
@@ -91,6 +94,65 @@ class Reconstruction:
         """Mean of the samples in Hounsfield units; None where there are none."""
         return None if self.mu_water_per_mm is None else hu_from_mu(self.mean, self.mu_water_per_mm)
 
+    @property
+    def interval(self) -> Tensor | None:
+        """Half the width of an interval around the mean, (*slices, H, W) [1/mm]: `half_width` where a calibration holds, else Student's of
+        90 % of the draws (`metrics.half_width_of_normal`), which is as good as they are; None for a single sample."""
+        if self.half_width is not None or len(self.samples) < 2:
+            return self.half_width
+        return metrics.half_width_of_normal(self.samples, LEVEL)
+
+    @property
+    def level(self) -> float:
+        """Of `interval`."""
+        return LEVEL if self.half_width is None else float(self.settings.get("calibration", {}).get("level", LEVEL))
+
+    @property
+    def support(self) -> Tensor | None:
+        """Share of each pixel's neighbourhood that the data determine (`trust.support_map`), (*slices, H, W); None where no prior was used."""
+        return None if self.measured is None else trust.support_map(self.measured, self.mean)
+
+    @property
+    def noise(self) -> str:
+        """Where the noise that the misfit was judged by comes from, a word of `trust.standing`."""
+        if self.settings.get("noise_std") in (0, [0, 0]):
+            return "absent"
+        if self.settings.get("noise_raised", 1.0) > 1:
+            return "raised"
+        return "estimated" if self.settings.get("noise_estimated") else "stated"
+
+    @property
+    def misfit(self) -> Tensor | None:
+        """That of a draw (`trust.of_a_draw`), of a single sample its own, () or (slices,)."""
+        if self.chi2 is None or self.chi2_samples is None or len(self.samples) == 1:
+            return self.chi2
+        power = 2 if self.noise == "absent" else 1  # the relative residual is a root
+        method = str(self.settings.get("method"))
+        return trust.of_a_draw(method, self.chi2**power, self.chi2_samples**power) ** (1 / power)
+
+    @property
+    def standing(self) -> float:
+        """That of the draws by their misfit (`trust.standing`), the mean over slices; NaN for a single sample."""
+        if self.misfit is None or len(self.samples) == 1:
+            return math.nan
+        return trust.standing(float(self.misfit.mean()), *self._data(), noise=self.noise)
+
+    @property
+    def verdict(self) -> str:
+        """What the misfit says of the draws, in words; of a single image only where it is far off."""
+        if self.misfit is None:
+            return ""
+        misfit, single, exact = float(self.misfit.mean()), len(self.samples) == 1, self.noise == "absent"
+        if single and misfit <= (trust.RESIDUAL if exact else trust.HOPELESS):
+            return ""
+        what, figure = "image" if single else "draws", "relative residual" if exact else "chi^2"
+        return f"{what}: {figure} {misfit:.3g}, {trust.verdict(misfit, *self._data(), noise=self.noise)}"
+
+    def _data(self) -> tuple[int, float]:
+        """How many data an image has, and the mean of 1 / N̂ where they are photons."""
+        n_data = int(self.settings.get("n_data") or math.prod(self.settings.get("data_shape", [1])))
+        return n_data, float(self.settings.get("inverse_photons") or 0.0)
+
 
 def write_reconstruction(path: str | os.PathLike[str], r: Reconstruction) -> None:
     """Write a reconstruction file, whole or not at all.
@@ -108,11 +170,18 @@ def write_reconstruction(path: str | os.PathLike[str], r: Reconstruction) -> Non
         "pixel_mm": r.pixel_mm,
         "mu_water_per_mm": r.mu_water_per_mm,
         "z_mm": r.z_mm,
+        "verdict": r.verdict or None,
     }
     images = {
         "samples": r.samples, "mean": r.mean, "std": r.std, "mean_hu": r.mean_hu, "truth": r.truth, "fbp": r.fbp,
-        "measured": r.measured, "half_width": r.half_width,
+        "measured": r.measured, "half_width": r.interval, "support": r.support,
     }  # fmt: skip
+    unit = "of the operator" if r.mu_water_per_mm is None else "1/mm"
+    units = {"chi2": "1", "chi2_samples": "1", "support": "1", "mean_hu": "HU"}
+    more: dict[str, dict[str, Any]] = {
+        "half_width": {"calibrated": r.half_width is not None, "level": r.level},
+        "support": {"window_pixels": trust.WINDOW},
+    }
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update({k: v for k, v in attributes.items() if v is not None})
         for name, misfit in (("chi2", r.chi2), ("chi2_samples", r.chi2_samples)):
@@ -121,6 +190,8 @@ def write_reconstruction(path: str | os.PathLike[str], r: Reconstruction) -> Non
         for name, image in images.items():
             if image is not None:
                 file.create_dataset(name, data=_numpy(image), compression="gzip", shuffle=True)
+        for name, stored in file.items():
+            stored.attrs.update({"units": units.get(name, unit)} | more.get(name, {}))
 
 
 def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
@@ -134,6 +205,8 @@ def read_reconstruction(path: str | os.PathLike[str]) -> Reconstruction:
         hdf5.check_format(file, FORMAT)
         names = ("samples", "chi2", "truth", "fbp", "chi2_samples", "measured", "half_width")
         stored = {name: _tensor(hdf5.numbers(file, name)) for name in names}
+        if stored["half_width"] is not None and not file["half_width"].attrs.get("calibrated", True):
+            stored["half_width"] = None  # follows from the samples
         samples, seed = stored.pop("samples"), file.attrs.get("seed")
         if samples is None:
             raise ValueError(f"{path}: has no dataset samples (M, *slices, H, W)")

@@ -31,8 +31,14 @@ from scoreinv.files.slices import decoding, import_zarr, is_zarr, open_zarr
 from scoreinv.files.versions import package_version, versions
 
 FORMAT = "scoreinv-volume-1"
-FIGURES = ("chi2", "noise_std")
+FIGURES = ("chi2", "noise_std", "noise_raised", "chi2_draw", "standing", "calibrated")
 """One number a slice; NaN where there is none."""
+STANDINGS = {
+    0.0: "consistent with the data",
+    -1.0: "over-fitted, or judged by too large a noise",
+    1.0: "inconsistent with the data",
+}
+"""What `trust.standing` says, in words."""
 
 
 class VolumeFile:
@@ -83,8 +89,8 @@ class VolumeFile:
             return np.asarray(self.group[name][k])
 
     def figures(self, name: str) -> np.ndarray:
-        """One of `FIGURES` of every slice, (slices,); NaN where a slice is not there."""
-        return np.asarray(self.group[name][:])
+        """One of `FIGURES` of every slice, (slices,); NaN where a slice is not there, and in files that do not hold it."""
+        return np.asarray(self.group[name][:]) if name in self.group else np.full(len(self), math.nan)
 
     def add(self, k: int, images: Mapping[str, np.ndarray], figures: Mapping[str, float]) -> None:
         """Write slice k; it is there when this returns.
@@ -242,3 +248,33 @@ def summary(volume: VolumeFile) -> str:
     figure = "chi^2" if (volume.figures("noise_std")[done] > 0).any() else "relative residual"
     fit = f", {figure} {np.nanmean(chi2):.3g}" if np.isfinite(chi2).any() else ""
     return f"volume, {done.sum()} of {len(volume)} slices of {shape}, {s['method']}, {', '.join(volume.names)}{fit}"
+
+
+def judgement(volume: VolumeFile) -> str:
+    """Lines for people who must decide whether to believe a volume: how many slices had their noise raised, how the draws of how many fit
+    their data, and how many have calibrated intervals."""
+    done, lines = volume.done, []
+    if raised := int((volume.figures("noise_raised")[done] > 1).sum()):
+        lines.append(
+            f"noise: estimated from the data, then raised for {_slices(raised)} to what the image leaves of them"
+        )
+    if "std" in volume.names:
+        found = volume.figures("standing")[done]
+        parts = [(words, np.flatnonzero(done)[found == number]) for number, words in STANDINGS.items()]
+        parts.append(("without verdict", np.flatnonzero(done)[np.isnan(found)]))
+        words = [
+            f"{_slices(len(k))} {what}{'' if what == STANDINGS[0.0] else f' (the first is {k[0]})'}"
+            for what, k in parts
+            if len(k)
+        ]
+        lines += [f"draws: {', '.join(words)}"] if words else []
+        calibrated = volume.figures("calibrated")[done]
+        if not np.isnan(calibrated).all():
+            lines.append(
+                f"intervals: calibrated for {_slices(int((calibrated == 1).sum()))}, uncalibrated (Student's) for {(calibrated == 0).sum()}"
+            )
+    return "\n".join(lines)
+
+
+def _slices(n: int) -> str:
+    return f"{n} slice{'' if n == 1 else 's'}"

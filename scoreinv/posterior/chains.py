@@ -66,6 +66,8 @@ def check_numbers(method: Any) -> None:
     for f in dataclasses.fields(method):
         value = getattr(method, f.name)
         if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or f.name not in unbounded):
-            raise ValueError(f"{name}: {f.name} must be a {'number' if math.isnan(value) else 'finite number'}, got {value}")
+            raise ValueError(
+                f"{name}: {f.name} must be a {'number' if math.isnan(value) else 'finite number'}, got {value}"
+            )
         if f.type in ("int", "int | None") and isinstance(value, float):
             raise ValueError(f"{name}: expected {f.name} to be a whole number, got {value}")

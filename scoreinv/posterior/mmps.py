@@ -59,9 +59,7 @@ class MMPS(Guided):
 
     def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
         k, singular = self.iterations, gmres if self.solver == "gmres" else conjugate_residuals
-        pull = likelihood_pull(
-            problem, lambda M, b: SOLVERS[self.solver](M, b, k), lambda M, b: singular(M, b, k)
-        )
+        pull = likelihood_pull(problem, lambda M, b: SOLVERS[self.solver](M, b, k), lambda M, b: singular(M, b, k))
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             clean, transposed = with_gradient(prior, x, sigma)

@@ -119,7 +119,7 @@ def splitting(
     """
     proximal = proximal_map(problem, trust, iterations, tolerance=tolerance)
     weights, tau = noise_weights(problem)
-    x = z = cgls(problem.A, problem.y, max_iterations=10, weights=weights)
+    x = z = cgls(problem.linear, problem.y, max_iterations=10, weights=weights)
     u = pull = torch.zeros_like(z)
     for k, (sigma, following) in enumerate(itertools.zip_longest(levels, levels[1:], fillvalue=levels[-1])):
         relaxed = relaxation * x + (1 - relaxation) * z

@@ -6,8 +6,9 @@ long series neither dominates nor counts like a single slice.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,14 @@ class ImageSet:
     def side_mm(self, i: int) -> float:
         """Side of a pixel of image i [mm], NaN where it is unknown."""
         return float(self.pixel_mm[i]) if len(self.pixel_mm) else math.nan
+
+    def checksum(self, which: Iterable[int]) -> str:
+        """SHA-256 of these images and the sides of their pixels."""
+        found = hashlib.sha256()
+        for i in which:
+            found.update(f"{self.images[i].shape} {self.side_mm(i):.6g}".encode())
+            found.update(self.images[i].tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
