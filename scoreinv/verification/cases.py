@@ -28,7 +28,7 @@ def cases() -> list[Case]:
 
     return [
         Case("Gaussian, 23-view CT", "A smooth Gaussian prior on 32 x 32 pixels, 23 parallel views, 1 % noise.",
-             few_view_ct(seeded()), n_problems=4, most_problems=8),
+             few_view_ct(seeded()), n_problems=2, most_problems=4),
         Case("Gaussian, masked", "A prior of the same kind on 16 x 16 pixels, half of them known with noise 0.1.",
              masked_image(seeded()), n_problems=3, most_problems=12),
         Case("four modes", "Four components in the plane, one coordinate measured: y = 2.5, posterior variances 0.0519 and 6.3725.",
