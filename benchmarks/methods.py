@@ -5,7 +5,8 @@ reconstructs; PSNR (range 1.0) and SSIM (Gaussian 11 x 11, sigma 1.5) on the win
 prior runs twice, for one image and for N draws. repaint (for masked pixels), ddrm and mcg_diff (dense singular vectors, for at most
 64 x 64 pixels) cannot do CT of this size; latent_daps is daps where the prior is one of images. Settings are the methods' defaults but for the samplers of Song et al. (100 levels, not
 1000, with constants found for that number) and padis (guidance 4: CT data are fitted slowly), and are in the CSV. proximal's one
-image is its point estimate; all others' is a draw.
+image is its point estimate; all others' is a draw. Seconds are by the clock of machines that did other work, too; padis with 16 draws at
+a low dose is left out (half an hour a row).
 
     SCOREINV_DATA=/data python benchmarks/methods.py --out benchmarks/results                  # the sweep: hours
     SCOREINV_DATA=/data python benchmarks/methods.py --size 128 --draws 4 --patients 1         # on a cheap machine
