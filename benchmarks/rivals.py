@@ -10,8 +10,8 @@ DDRM (100 steps, η 0.85); azula's samplers with 64 steps on its `VPSchedule`, D
 iteration. azula's PiGDM wants a pseudo-inverse and knows no noise: it has 10 CGLS iterations. Images are handed over in the
 libraries' usual range and the operator with norm 1 (see _rivals.py). Rows called "tuned" have the one weight of those tried (see the
 CSV) with the best PSNR on these very slices, which is more than anybody could know. Ours have their defaults or, where a row says so, the
-rival's number of steps. With the prior 21d4356cd3e5 azula's DPS diverges in 200 steps at every weight tried; why is not known (with the prior
-before, the best had 25.9 dB).
+rival's number of steps. The rivals' schedules begin at levels of up to 1000 in the prior's unit, which training never met: until priors.network
+told the network of none beyond 80, azula's DPS and its MMPS with CG diverged on it.
 
     pip install deepinv azula       # the script runs with either, and says which it leaves out
     SCOREINV_DATA=/data OMP_NUM_THREADS=1 python benchmarks/rivals.py --out benchmarks/results
