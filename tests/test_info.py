@@ -63,7 +63,10 @@ def test_calibrations_of_other_conditions(tmp_path: Path, capsys: pytest.Capture
     """What decides where they hold is told: arc, share in view, residual."""
     (record,) = json.loads(Path(str(files("scoreinv").joinpath("calibrations.json"))).read_text(encoding="utf-8"))[1:2]
     record["conditions"] |= {"arc": 0.5, "in_view": 0.6}
-    for said, words in (({"residual": None}, "relative residual not stated"), ({"residual": 0.00031}, "relative residual 3.1e-04")):
+    for said, words in (
+        ({"residual": None}, "relative residual not stated"),
+        ({"residual": 0.00031}, "relative residual 3.1e-04"),
+    ):
         (tmp_path / "c.json").write_text(json.dumps([record | said]))
         text = told(tmp_path / "c.json", capsys)
         assert "23 views within 50% of a whole scan's turn that see 60% of the image, noise 0" in text and words in text
