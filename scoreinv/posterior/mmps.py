@@ -102,6 +102,15 @@ def likelihood_pull(problem: Problem, solve: Solver, least_squares: Solver) -> C
     return pull
 
 
+def pull_by_gradients(problem: Problem, iterations: int, tolerance: float) -> Callable[[Tensor, Map], Tensor]:
+    """`likelihood_pull` by conjugate gradients, and conjugate residuals where there is no noise."""
+    return likelihood_pull(
+        problem,
+        lambda M, b: cg(M, b, max_iterations=iterations, tolerance=tolerance),
+        lambda M, b: cr(M, b, max_iterations=iterations, tolerance=tolerance),
+    )
+
+
 def conjugate_gradients(M: Map, b: Tensor, iterations: int) -> Tensor:
     """M⁻¹ b for a symmetric positive M, approximately; a step along which M is not positive is the last of its member."""
     return cg(M, b, max_iterations=iterations)

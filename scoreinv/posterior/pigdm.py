@@ -50,11 +50,11 @@ import torch
 from torch import Tensor
 
 from scoreinv.posterior.guidance import Guided, with_gradient
-from scoreinv.posterior.mmps import likelihood_pull
+from scoreinv.posterior.mmps import pull_by_gradients
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
-from scoreinv.solvers import cg, cr, like
+from scoreinv.solvers import like
 
 WEIGHTS = ("tweedie", "whole")
 
@@ -97,12 +97,7 @@ class PiGDM(Guided):
             )
 
     def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
-        k, close = self.iterations, self.tolerance
-        pull = likelihood_pull(
-            problem,
-            lambda M, b: cg(M, b, max_iterations=k, tolerance=close),
-            lambda M, b: cr(M, b, max_iterations=k, tolerance=close),
-        )
+        pull = pull_by_gradients(problem, self.iterations, self.tolerance)
         unit = scale_of(self.prior)
         spread = (self.data_std * unit) ** 2
 

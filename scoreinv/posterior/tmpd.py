@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from scoreinv.posterior.guidance import Guided, with_gradient
-from scoreinv.posterior.mmps import likelihood_pull
+from scoreinv.posterior.mmps import pull_by_gradients
 from scoreinv.priors.denoiser import Denoiser
 from scoreinv.problem import Problem
-from scoreinv.solvers import cg, cr, like
+from scoreinv.solvers import like
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +51,7 @@ class TMPD(Guided):
             )
 
     def condition(self, prior: Denoiser, problem: Problem) -> Denoiser:
-        k, close = self.iterations, self.tolerance
-        pull = likelihood_pull(
-            problem,
-            lambda M, b: cg(M, b, max_iterations=k, tolerance=close),
-            lambda M, b: cr(M, b, max_iterations=k, tolerance=close),
-        )
+        pull = pull_by_gradients(problem, self.iterations, self.tolerance)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             clean, transposed = with_gradient(prior, x, sigma)
