@@ -18,7 +18,8 @@ The method (Langevin steps with the guidance of DPS, as in the paper's program).
 a Langevin step of α = ε σ²; at the last level no noise is added. The last term is α/2 times the gradient of ln p(y | x) with the
 error of A D taken for σ² ‖A‖², g times. The paper's is ζ ∇‖y − A D‖ with a ζ tuned for each operator,
 a step whose length does not depend on how far the data are; this one is stable for ε g < 4 and needs no tuning. Of photon counts it
-takes the exact gradient, eq. (5) of `scoreinv.misfit`. With g = 1 it is annealed Langevin dynamics on the posterior once σ ‖A‖ << σ_y. On the Gaussian of tests/test_padis.py (an image of one patch, variances
+takes the exact gradient, eq. (5) of `scoreinv.misfit`. With g = 1 it is annealed Langevin dynamics on the posterior once σ ‖A‖ << σ_y.
+On the Gaussian of tests/test_padis.py (an image of one patch, variances
 0.5 to 1.5, 3 of 6 directions measured with noise 0.5) with the default settings: variance over exact variance 1.06, mean off by 0.1
 exact standard deviations. Few-view CT data are fitted slowly, like the singular values of A squared: a larger g comes nearer to
 them, at the cost of draws that vary too little where the data speak (g = 4: 0.5 times).
