@@ -60,6 +60,10 @@ class Operator(abc.ABC):
         do."""
         return None
 
+    def of_seen(self, values: Tensor) -> Tensor:
+        """Values (*batch, *out_shape) of data, 0 for those that the operator does not see."""
+        return values if self.seen is None else values * self.seen.to(values)
+
     @property
     def n_data(self) -> int:
         """Number of data that say something."""

@@ -154,9 +154,7 @@ def chi_squared(problem: Problem, x: Tensor) -> Tensor:
         ValueError: a member's noise is zero for some data and positive for others.
     """
     y, dims = problem.y.double(), tuple(range(-len(problem.A.out_shape), 0))
-    residual = problem.A(x).double() - y
-    if (seen := problem.A.seen) is not None:
-        residual, y = residual * seen.to(y.device), y * seen.to(y.device)
+    residual, y = problem.A.of_seen(problem.A(x).double() - y), problem.A.of_seen(y)
     std = torch.as_tensor(problem.noise_std, device=y.device, dtype=y.dtype).expand(y.shape)
     exact = (std == 0).all(dims[0]) if len(dims) == 1 else (std == 0).flatten(dims[0]).all(-1)
     if ((std == 0).flatten(dims[0]).any(-1) & ~exact).any():

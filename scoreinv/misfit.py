@@ -90,7 +90,7 @@ def misfit(problem: Problem) -> Misfit:
     Raises:
         ValueError: some data of a member are noise-free and others are not.
     """
-    seen = problem.y.new_ones(()) if problem.A.seen is None else problem.A.seen.to(problem.y)
+    seen = problem.A.of_seen(problem.y.new_ones(problem.A.out_shape))
     if problem.counts is not None:
         arrived = problem.counts.arrived.to(problem.y)
         tau = (arrived * seen).flatten(1).amax(1).clamp(min=0.5).rsqrt()

@@ -86,8 +86,7 @@ def _expected(problem: Problem, x: Tensor) -> Tensor:
 
 def _mean_over_data(problem: Problem, values: Tensor) -> Tensor:
     """(*batch, *A.out_shape) -> (*batch), over the data that the operator sees."""
-    seen = values if problem.A.seen is None else values * problem.A.seen.to(values)
-    return seen.sum(tuple(range(-len(problem.A.out_shape), 0))) / max(problem.A.n_data, 1)
+    return problem.A.of_seen(values).sum(tuple(range(-len(problem.A.out_shape), 0))) / max(problem.A.n_data, 1)
 
 
 def of_a_draw(method: str, of_mean: Tensor, of_draws: Tensor) -> Tensor:

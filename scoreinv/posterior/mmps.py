@@ -82,7 +82,6 @@ def likelihood_pull(problem: Problem, solve: Solver, least_squares: Solver) -> C
         least_squares: (M, b) -> M⁺ b, for those without.
     """
     A, y = problem.A, problem.y
-    seen = 1.0 if A.seen is None else A.seen.to(y)
     weights, tau = noise_weights(problem)
     root, ridge = 1.0 if weights is None else weights.sqrt(), like(tau**2, y)
     noisy = tau > 0
@@ -91,7 +90,7 @@ def likelihood_pull(problem: Problem, solve: Solver, least_squares: Solver) -> C
         def system(u: Tensor) -> Tensor:
             return ridge * u + root * A(covariance(A.H(root * u)))
 
-        b = seen * root * (y - A(clean))
+        b = A.of_seen(root * (y - A(clean)))
         if noisy.all():
             return A.H(root * solve(system, b))
         u = least_squares(system, b)

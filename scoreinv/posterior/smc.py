@@ -87,8 +87,7 @@ class TDS(ParticleFilter):
     def _twisted(self, problem: Problem, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """D, ln p̃(y | x) without its constant (batch,), and its gradient; chunk by chunk."""
         weights, tau = noise_weights(problem)
-        root = torch.ones_like(problem.y) if weights is None else weights.sqrt()
-        root = root if problem.A.seen is None else root * problem.A.seen.to(root)
+        root = problem.A.of_seen(torch.ones_like(problem.y) if weights is None else weights.sqrt())
         parts, chunk = [], max(1, self.chunk_pixels // x[0].numel())
         for start in range(0, len(x), chunk):
             few = slice(start, start + chunk)
