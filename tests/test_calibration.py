@@ -204,9 +204,10 @@ def test_a_noise_free_calibration_knows_what_its_draws_leave_of_the_data(tmp_pat
         assert ("measured on data of the operator itself" in words) == said
 
 
-def test_the_shipped_one_for_noise_free_data_knows_its_residual() -> None:
-    """That of the default's four draws; without one it would hold for nothing."""
-    (found,) = (c for c in read_calibrations() if c.conditions.samples == 4 and c.conditions.relative_noise == 0)
+@pytest.mark.parametrize("samples", [4, 16])
+def test_the_shipped_ones_for_noise_free_data_know_their_residual(samples: int) -> None:
+    """Of the default's four draws and of --calibrated's; without one they would hold for nothing."""
+    (found,) = (c for c in read_calibrations() if c.conditions.samples == samples and c.conditions.relative_noise == 0)
     assert found.residual is not None and 1e-5 < found.residual < 1e-3 and found.provenance is not None
 
 
