@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from scoreinv.operators.dense import Matrix
+from scoreinv.operators import Masking, Matrix
 from scoreinv.priors.exact import GaussianMixturePrior, GaussianPrior, dense
 from scoreinv.problem import Problem
 
@@ -264,3 +266,92 @@ def test_images_of_two_dimensions_and_dense_matrix() -> None:
 def test_what_is_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# What rounding, certain directions and unseen data must not do
+
+
+@pytest.mark.parametrize("large", [1e6, 1e9, 1e15])
+def test_a_datum_without_information_hides_no_other(large: float) -> None:
+    prior, y = gaussian(4, 0), torch.tensor([1.0, -1.0, 0.0, 0.5], dtype=torch.float64)
+    std = torch.tensor([0.1, 0.1, large, 0.1], dtype=torch.float64)
+    law = prior.posterior(Problem(Matrix(torch.eye(4)), y, std))
+    covariance = torch.linalg.inv(torch.linalg.inv(prior.covariance) + torch.diag(std**-2))
+    expected = covariance @ (torch.linalg.solve(prior.covariance, prior.mean) + y / std**2)
+    torch.testing.assert_close(law.mean, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(law.covariance, covariance, rtol=0, atol=1e-9)
+    predicted = prior.covariance + torch.diag(std**2)
+    off = y - prior.mean
+    by_hand = -0.5 * (off @ torch.linalg.solve(predicted, off) + torch.logdet(2 * math.pi * predicted))
+    torch.testing.assert_close(prior.log_evidence(Problem(Matrix(torch.eye(4)), y, std)), by_hand, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("std", [1e-6, 1e-9])
+def test_a_posterior_far_more_certain_than_its_prior(std: float) -> None:
+    law = gaussian(3, 0).posterior(Problem(Matrix(torch.eye(3)), torch.zeros(3, dtype=torch.float64), std))
+    torch.testing.assert_close(law.covariance.diagonal() / std**2, torch.ones(3).double(), rtol=1e-5, atol=0)
+
+
+def test_data_that_are_not_seen_are_no_data() -> None:
+    A, seen = Masking(torch.tensor([[1, 0], [1, 0]])), Matrix(torch.eye(4)[[0, 2]], (2, 2))
+    prior = GaussianPrior(torch.zeros(2, 2).double(), gaussian(4, 0).covariance)
+    law = prior.posterior(Problem(seen, torch.tensor([0.7, -0.2]).double(), 0.3))
+    evidence = prior.log_evidence(Problem(seen, torch.tensor([0.7, -0.2]).double(), 0.3))
+    for junk in (0.0, 5.0):
+        given = Problem(A, torch.tensor([[0.7, junk], [-0.2, junk]]).double(), 0.3)
+        torch.testing.assert_close(prior.posterior(given).covariance, law.covariance)
+        torch.testing.assert_close(prior.log_evidence(given), evidence)
+
+
+def test_certain_data_that_follow_from_others_have_no_density() -> None:
+    """Their posterior is that of the others."""
+    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(9)).double()
+    rows[2] = rows[0] + rows[1]
+    for seed in range(5):
+        prior = gaussian(4, seed)
+        x = prior.draw(1, torch.Generator().manual_seed(seed))[0]
+        mix = GaussianMixturePrior(torch.ones(1), x.new_zeros(1, 4), prior.covariance[None])
+        given = Problem(Matrix(rows), rows @ x, 0.0)
+        for evidence in (prior.log_evidence, mix.log_evidence, mix.posterior):
+            with pytest.raises(ValueError, match="have no density: some are noise-free and follow from others"):
+                evidence(given)
+        other = prior.posterior(Problem(Matrix(rows[:2]), rows[:2] @ x, 0.0))
+        torch.testing.assert_close(prior.posterior(given).mean, other.mean, rtol=0, atol=1e-8)
+
+
+def test_no_flow_leaves_zero_in_a_direction_without_variance() -> None:
+    prior = GaussianPrior(torch.ones(2), torch.diag(torch.tensor([1.0, 0.0])))
+    x = prior.draw(3, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="no flow leaves sigma = 0"):
+        prior.flow(x, torch.tensor(0.0), torch.tensor(1.0))
+    torch.testing.assert_close(prior.flow(x, torch.tensor(0.0), torch.tensor(0.0)), x)
+    assert prior(x, torch.tensor(float("nan"))).isnan().all()
+
+
+def test_blank_images_flow() -> None:
+    """There is no size of their own that the tolerance could be relative to."""
+    law = GaussianPrior(torch.full((4,), 0.3).double(), 0.25 * torch.eye(4).double())
+    mix = GaussianMixturePrior(torch.ones(1).double(), law.mean[None], law.covariance[None])
+    x, here, there = torch.zeros(1, 4).double(), torch.tensor(0.0), torch.tensor(3.0)
+    torch.testing.assert_close(mix.flow(x, here, there), law.flow(x, here, there), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: p.draw(0, torch.Generator()), "a whole number of at least 1, got 0"),
+        (lambda p: p.draw(2, None), "expected a torch.Generator, got NoneType"),
+        (lambda p: p(torch.zeros(2), torch.tensor(1.0)), r"expected images \(batch, 2\) and one sigma"),
+        (lambda p: p.log_density(torch.zeros(3, 1), torch.tensor(1.0)), r"got \(3, 1\)"),
+        (lambda p: p.score(torch.zeros(3, 2), torch.ones(2)), r"got \(3, 2\) and \(2,\)"),
+    ],
+)
+@pytest.mark.parametrize("name", PRIORS)
+def test_calls_that_are_refused(name: str, call: Callable[[Any], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(PRIORS[name])
+
+
+def test_a_mixture_looks_at_its_covariances() -> None:
+    with pytest.raises(ValueError, match="positive semi-definite"):
+        GaussianMixturePrior(torch.ones(1), torch.zeros(1, 2), -torch.eye(2)[None])

@@ -5,8 +5,13 @@ Gaussian N(μ, Σ), Σ = Q diag(λ) Qᵀ, on x = x₀ + σ n:
     denoiser          D(x, σ) = μ + Q diag(λ / (λ + σ²)) Qᵀ (x − μ),  its Jacobian J = Q diag(λ / (λ + σ²)) Qᵀ
     score             ∇ ln p(x) = −Q diag(1 / (λ + σ²)) Qᵀ (x − μ) = (D − x) / σ²
     probability flow  x' = μ + Q diag(√((λ + σ'²) / (λ + σ²))) Qᵀ (x − μ)                                          (1)
-    posterior         μ_p = μ + K (y − A μ),  Σ_p = Σ − K A Σ,  K = Σ Aᵀ (A Σ Aᵀ + Σ_y)⁺
-    evidence          p(y) = N(y; A μ, A Σ Aᵀ + Σ_y)
+    posterior         μ_p = μ + K (y − A μ),  K = Σ Aᵀ M⁺,  M = A Σ Aᵀ + Σ_y,
+                      Σ_p = (I − K A) Σ (I − K A)ᵀ + K Σ_y Kᵀ                                                       (2)
+    evidence          p(y) = N(y; A μ, M)
+
+(2) is Σ − K A Σ in a form without cancellation (Joseph's). M⁺ is that of D⁻¹ M D⁻¹ between two D⁻¹, D² = diag M: the pseudo-inverse
+cuts what is small beside the largest eigenvalue, and that must not be the noise of one datum. Data that the operator does not see are
+left out.
 
 Mixture Σ_k w_k N(μ_k, Σ_k): see `scoreinv.priors.mixture`; the posterior is the mixture of the components' posteriors with
 weights ∝ w_k N(y; A μ_k, A Σ_k Aᵀ + Σ_y). A posterior is a prior of the same kind, so that its denoiser, flow and density
@@ -20,21 +25,33 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from scoreinv.linop import LinearOperator
-from scoreinv.priors.mixture import Mixture, check_numbers, check_weights
+from scoreinv.priors.mixture import Mixture, check_draws, check_numbers, check_weights, flow_factor, gain, variance_of
 from scoreinv.problem import Problem
 
 
 def dense(A: LinearOperator) -> Tensor:
-    """The matrix of an operator, (data, pixels) in float64, one column a pixel: for small images only."""
+    """The matrix of an operator, (data, pixels) in float64, one column a pixel: for small images only.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
     n = math.prod(A.in_shape)
     columns = A(torch.eye(n, dtype=torch.float64).reshape(n, *A.in_shape))
+    if not torch.isfinite(columns).all():
+        raise ValueError(f"{type(A).__name__}: the operator makes NaN or infinity of images that are 1 in one pixel")
     return columns.reshape(n, -1).T
+
+
+NO_DENSITY = (
+    "the data have no density: some are noise-free and follow from others; give the problem a positive noise_std"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +92,18 @@ class GaussianPrior:
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """∇ ln p(x) at noise level sigma, which may be 0 where the covariance is regular."""
-        total = self._eigen[0].to(x.device) + _column(sigma, x) ** 2
+        total = self._eigen[0].to(x.device) + self._variance(sigma, x)
         return self._linear(self.mean.to(x.device, torch.float64) - x, 1 / total).to(x.dtype)
 
     def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Where the probability flow takes x from sigma to sigma_next, exactly: eq. (1)."""
-        eigenvalues = self._eigen[0].to(x.device)
-        before, after = _column(sigma, x) ** 2, _column(sigma_next, x) ** 2
-        return self._affine(x, torch.nan_to_num((eigenvalues + after) / (eigenvalues + before)).sqrt())
+        """Where the probability flow takes x from sigma to sigma_next, exactly: eq. (1). From 0 it needs a regular covariance."""
+        before, after = self._variance(sigma, x), self._variance(sigma_next, x)
+        return self._affine(x, flow_factor(self._eigen[0].to(x.device), before, after))
 
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
         """ln N(x; μ, Σ + σ² I) of every member, (batch,) in float64; −∞ or nan where that matrix is singular."""
         eigenvalues, vectors, _ = self._eigen
-        total = eigenvalues.to(x.device) + _column(sigma, x) ** 2
+        total = eigenvalues.to(x.device) + self._variance(sigma, x)
         z = (x.double() - self.mean.to(x.device, torch.float64)).flatten(1) @ vectors.to(x.device)
         return -0.5 * (z**2 / total + total.log() + math.log(2 * math.pi)).sum(1)
 
@@ -100,8 +116,12 @@ class GaussianPrior:
         return self._condition(problem)[0]
 
     def log_evidence(self, problem: Problem) -> Tensor:
-        """ln p(y), a number in float64; raises as `posterior` does."""
-        return self._condition(problem)[1].log_density(problem.y[None], torch.zeros(()))[0]
+        """ln p(y), a number in float64.
+
+        Raises:
+            ValueError: as `posterior` does, or the data have no density (noise-free and dependent).
+        """
+        return self._condition(problem)[1]()
 
     def draw(self, n: int, rng: Generator) -> Tensor:
         """n independent images, (n, *image_shape), in the mean's dtype.
@@ -109,26 +129,30 @@ class GaussianPrior:
         White noise times the symmetric root of the covariance, so that the draws of a seed do not hang on the signs of eigenvectors, which
         linear algebra is free to choose.
         """
+        check_draws(n, rng)
         eigenvalues, vectors, _ = self._eigen
         z = torch.randn((n, len(eigenvalues)), generator=rng, dtype=torch.float64)
         x = (z @ vectors * eigenvalues.sqrt()) @ vectors.T
         return (self.mean.double() + x.reshape(n, *self.mean.shape)).to(self.mean)
 
-    def _condition(self, problem: Problem) -> tuple[GaussianPrior, GaussianPrior]:
-        """The law of x₀ given y, and the law of the data, N(A μ, A Σ Aᵀ + Σ_y)."""
+    def _condition(self, problem: Problem) -> tuple[GaussianPrior, Callable[[], Tensor]]:
+        """The law of x₀ given y, and what tells ln p(y)."""
         check_problem(problem, self.mean)
-        A, y = problem.linear, problem.y
-        matrix, prior_cov = dense(A), self.covariance.double()
-        std = torch.as_tensor(problem.noise_std, dtype=torch.float64).expand(A.out_shape).flatten()
-        cross = prior_cov @ matrix.T
-        data_cov = _symmetric(matrix @ cross + torch.diag(std**2))
-        gain = cross @ torch.linalg.pinv(data_cov, hermitian=True)
-        predicted = matrix @ self.mean.double().flatten()
-        mean = self.mean.double().flatten() + gain @ (y.double().flatten() - predicted)
-        eigenvalues, vectors = torch.linalg.eigh(_symmetric(prior_cov - gain @ cross.T))
-        cov = (vectors * eigenvalues.clamp(min=0)) @ vectors.T  # rounding may leave small negative ones
-        posterior = GaussianPrior(mean.reshape(self.mean.shape).to(self.mean), cov)
-        return posterior, GaussianPrior(predicted.reshape(A.out_shape), data_cov)
+        A, mean = problem.linear, self.mean.double().flatten()
+        seen = torch.ones(A.out_shape, dtype=torch.bool) if A.seen is None else A.seen.cpu()
+        matrix = dense(A)[seen.flatten()]
+        std = torch.as_tensor(problem.noise_std, dtype=torch.float64).expand(A.out_shape)[seen]
+        off = problem.y.double()[seen] - matrix @ mean
+        eigenvalues, vectors, _ = self._eigen
+        root = vectors * eigenvalues.sqrt()  # Σ = root rootᵀ
+        law = _DataLaw.of(matrix @ root, std)
+        K = root @ (matrix @ root).T @ law.inverse
+        left = root - K @ (matrix @ root)
+        posterior = GaussianPrior(
+            (mean + K @ off).reshape(self.mean.shape).to(self.mean),
+            _symmetric(left @ left.T + (K * std**2) @ K.T),
+        )
+        return posterior, lambda: law.log_density(off)
 
     @functools.cached_property
     def _eigen(self) -> tuple[Tensor, Tensor, tuple[float, float]]:
@@ -138,8 +162,11 @@ class GaussianPrior:
 
     def _gain(self, x: Tensor, sigma: Tensor) -> Tensor:
         """λ / (λ + σ²)."""
-        eigenvalues = self._eigen[0].to(x.device)
-        return torch.nan_to_num(eigenvalues / (eigenvalues + _column(sigma, x) ** 2))
+        return gain(self._eigen[0].to(x.device), self._variance(sigma, x))
+
+    def _variance(self, sigma: Tensor, x: Tensor) -> Tensor:
+        """σ² as (1 or batch, 1)."""
+        return variance_of(sigma, x, self.mean).flatten(1)
 
     def _affine(self, x: Tensor, factor: Tensor) -> Tensor:
         """μ + Q diag(factor) Qᵀ (x − μ)."""
@@ -168,6 +195,7 @@ class GaussianMixturePrior(Mixture):
 
     def __post_init__(self) -> None:
         check_weights("GaussianMixturePrior", self.weights, means=self.means, covariances=self.covariances)
+        _ = self.components  # which look at their covariances
 
     @functools.cached_property
     def components(self) -> tuple[GaussianPrior, ...]:
@@ -203,10 +231,7 @@ class GaussianMixturePrior(Mixture):
     def _condition(self, problem: Problem) -> tuple[list[GaussianPrior], Tensor]:
         """The components' posteriors, and ln w_k p(y | component k), (K,)."""
         conditioned = [c._condition(problem) for c in self.components]
-        y, zero = problem.y[None], torch.zeros(())
-        evidence = torch.cat([law.log_density(y, zero) for _, law in conditioned])
-        if not torch.isfinite(evidence).all():
-            raise ValueError("GaussianMixturePrior: the data have no density; give the problem a positive noise_std")
+        evidence = torch.stack([log_evidence() for _, log_evidence in conditioned])
         return [posterior for posterior, _ in conditioned], self._log_weights + evidence
 
 
@@ -219,9 +244,48 @@ def check_problem(problem: Problem, mean: Tensor) -> None:
         )
 
 
-def _column(sigma: Tensor, x: Tensor) -> Tensor:
-    """sigma, a scalar or (batch,), as (1 or batch, 1) in float64 on x's device."""
-    return torch.as_tensor(sigma).to(x.device, torch.float64).reshape(-1, 1)
+@dataclass(frozen=True, eq=False)
+class _DataLaw:
+    """N(·, M) with D⁻¹ M D⁻¹ = Q diag(λ) Qᵀ, D² = diag M.
+
+    Attributes:
+        scale: D, 1 for data that are certain.
+        eigenvalues: λ, ascending; 0 where rounding is all that is left.
+        vectors: Q.
+    """
+
+    scale: Tensor
+    eigenvalues: Tensor
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, root: Tensor, std: Tensor) -> _DataLaw:
+        """That of M = root rootᵀ + diag(std²)."""
+        M = root @ root.T + torch.diag(std**2)
+        size = M.diagonal().sqrt()
+        scale = torch.where(size > 0, size, 1)
+        eigenvalues, vectors = torch.linalg.eigh(_symmetric(M / scale / scale[:, None]))
+        least = len(M) * torch.finfo(M.dtype).eps * eigenvalues[-1:]
+        return cls(scale, torch.where(eigenvalues > least, eigenvalues, 0), vectors)
+
+    @property
+    def inverse(self) -> Tensor:
+        """M⁺."""
+        inverse = torch.where(self.eigenvalues > 0, 1 / self.eigenvalues, 0)
+        return (self.vectors * inverse) @ self.vectors.T / self.scale / self.scale[:, None]
+
+    def log_density(self, off: Tensor) -> Tensor:
+        """ln of the density at the mean + off.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not (self.eigenvalues > 0).all():
+            raise ValueError(NO_DENSITY)
+        z = (off / self.scale) @ self.vectors
+        log_det = self.eigenvalues.log().sum() + 2 * self.scale.log().sum()
+        log_density: Tensor = -0.5 * ((z**2 / self.eigenvalues).sum() + log_det + len(off) * math.log(2 * math.pi))
+        return log_density
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

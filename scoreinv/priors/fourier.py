@@ -8,7 +8,9 @@ depends on their distance alone, the image's edges meet. λ is the spectrum: a p
     draw         x̃ + Σ Aᵀ M⁺ (y − A x̃ − ñ) with x̃ ~ N(μ, Σ), ñ ~ N(0, Σ_y): perturb and solve                       (2)
     covariance   cᵀ Σ_p c' = cᵀ Σ c' − (A Σ c)ᵀ M⁺ (A Σ c') of linear functionals c, c' of the image                   (3)
 
-needs M only as a map: M u = b is solved by conjugate gradients in the space of the data, to a tolerance that is checked.
+needs M only as a map: D M D v = D b, u = D v is solved by conjugate gradients in the space of the data, to a tolerance that is checked,
+with D^-2 = σ_y² and the mean of the diagonal of A Σ Aᵀ, so that one very noisy datum does not hide what others leave; D is 0 for data that
+the operator does not see.
 (2): Papandreou, Yuille 2010, "Gaussian sampling by local perturbations"; in geostatistics Matheron's rule.
 """
 
@@ -22,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from scoreinv.priors.exact import GaussianPrior, check_problem
-from scoreinv.priors.mixture import check_numbers
+from scoreinv.priors.exact import NO_DENSITY, GaussianPrior, check_problem
+from scoreinv.priors.mixture import check_draws, check_numbers, flow_factor, gain, variance_of
 from scoreinv.problem import Problem
 from scoreinv.solvers import cg, inner
 
@@ -42,7 +44,14 @@ def matern(shape: Sequence[int], *, std: float, length: float, smoothness: float
 
     Returns:
         (*shape) in float64, with the mean std².
+
+    Raises:
+        ValueError: std is negative, or length or smoothness not positive and finite.
     """
+    if not 0 <= std < math.inf or not 0 < length < math.inf or not 0 < smoothness < math.inf:
+        raise ValueError(
+            f"matern: expected std >= 0, length > 0 and smoothness > 0, all finite, got {std}, {length} and {smoothness}"
+        )
     frequencies = torch.meshgrid(*(torch.fft.fftfreq(n, dtype=torch.float64) for n in shape), indexing="ij")
     squared = sum(((2 * math.pi * f) ** 2 for f in frequencies), torch.zeros(tuple(shape), dtype=torch.float64))
     spectrum = (length**-2 + squared) ** (-smoothness - len(shape) / 2)
@@ -82,17 +91,17 @@ class StationaryPrior:
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """∇ ln p(x) at noise level sigma, which may be 0 where the spectrum is positive."""
-        total = self._spectrum(x) + _level(sigma, x) ** 2
+        total = self._spectrum(x) + variance_of(sigma, x, self.mean)
         return self._linear(self.mean.to(x.device, torch.float64) - x, 1 / total).to(x.dtype)
 
     def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """Where the probability flow takes x from sigma to sigma_next, exactly."""
-        before, after = (self._spectrum(x) + _level(s, x) ** 2 for s in (sigma, sigma_next))
-        return self._affine(x, torch.nan_to_num(after / before).sqrt())
+        """Where the probability flow takes x from sigma to sigma_next, exactly. From 0 it needs a positive spectrum."""
+        before, after = (variance_of(s, x, self.mean) for s in (sigma, sigma_next))
+        return self._affine(x, flow_factor(self._spectrum(x), before, after))
 
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
         """ln N(x; μ, Σ + σ² I) of every member, (batch,) in float64; −∞ or nan where that matrix is singular."""
-        total = self._spectrum(x) + _level(sigma, x) ** 2
+        total = self._spectrum(x) + variance_of(sigma, x, self.mean)
         z = torch.fft.fftn(x.double() - self.mean.to(x.device, torch.float64), dim=self._dims)
         power = z.abs() ** 2 / self.mean.numel()
         log_density: Tensor = -0.5 * (power / total + total.log() + math.log(2 * math.pi)).flatten(1).sum(1)
@@ -104,6 +113,7 @@ class StationaryPrior:
 
     def draw(self, n: int, rng: Generator) -> Tensor:
         """n independent images, (n, *image_shape), in the mean's dtype."""
+        check_draws(n, rng)
         z = torch.randn((n, *self.mean.shape), generator=rng, dtype=torch.float64)
         return (self.mean.double() + self._linear(z, self.spectrum.double().sqrt())).to(self.mean)
 
@@ -124,7 +134,7 @@ class StationaryPrior:
 
     def _gain(self, x: Tensor, sigma: Tensor) -> Tensor:
         """λ / (λ + σ²)."""
-        return torch.nan_to_num(self._spectrum(x) / (self._spectrum(x) + _level(sigma, x) ** 2))
+        return gain(self._spectrum(x), variance_of(sigma, x, self.mean))
 
     def _affine(self, x: Tensor, factor: Tensor) -> Tensor:
         """μ + F⁻¹ diag(factor) F (x − μ)."""
@@ -160,6 +170,10 @@ class StationaryPosterior:
 
     def __post_init__(self) -> None:
         check_problem(self.problem, self.prior.mean)
+        if not self.tolerance > 0 or self.iterations < 1:
+            raise ValueError(
+                f"StationaryPosterior: expected tolerance > 0 and iterations >= 1, got {self.tolerance} and {self.iterations}"
+            )
 
     @functools.cached_property
     def mean(self) -> Tensor:
@@ -184,7 +198,14 @@ class StationaryPosterior:
         return before - seen.flatten(1) @ self._solve(seen).flatten(1).T
 
     def pixel_variance(self, pixels: Sequence[tuple[int, ...]]) -> Tensor:
-        """Posterior variance of chosen pixels, (k,) in float64."""
+        """Posterior variance of chosen pixels, (k,) in float64.
+
+        Raises:
+            ValueError: a pixel has not as many indices as the image has dimensions.
+        """
+        wrong = [p for p in pixels if len(p) != self.prior.mean.ndim]
+        if wrong:
+            raise ValueError(f"pixel_variance: expected {self.prior.mean.ndim} indices a pixel, got {wrong[0]}")
         functionals = torch.zeros(len(pixels), *self.prior.mean.shape, dtype=torch.float64)
         for k, pixel in enumerate(pixels):
             functionals[(k, *pixel)] = 1
@@ -196,17 +217,19 @@ class StationaryPosterior:
         Raises:
             ValueError: there are more, or some are noise-free and dependent.
         """
-        m = self._y.numel()
+        m = self.problem.A.n_data
         if m > LARGEST_DENSE:
             raise ValueError(
                 f"log_evidence: ln det of a {m} x {m} matrix ({8 * m**2 / 2**30:.1f} GiB) is too much, at most "
                 f"{LARGEST_DENSE} data; mixtures whose components share one spectrum do without"
             )
-        matrix = self._data_covariance(_identity(self._y[0])).flatten(1)
+        scale, counted = self._scale.flatten(), (self._scale > 0).flatten()
+        matrix = self._scaled_covariance(_identity(self._y[0])[counted]).flatten(1)[:, counted]
         eigenvalues = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
-        if eigenvalues[0] <= m * torch.finfo(torch.float64).eps * eigenvalues[-1]:
-            raise ValueError("log_evidence: the data have no density; give the problem a positive noise_std")
-        log_density: Tensor = -0.5 * (self.distance + eigenvalues.log().sum() + m * math.log(2 * math.pi))
+        if (eigenvalues <= m * torch.finfo(torch.float64).eps * eigenvalues[-1:]).any():
+            raise ValueError(f"log_evidence: {NO_DENSITY}")
+        log_det = eigenvalues.log().sum() - 2 * scale[counted].log().sum()
+        log_density: Tensor = -0.5 * (self.distance + log_det + m * math.log(2 * math.pi))
         return log_density
 
     @functools.cached_property
@@ -223,30 +246,35 @@ class StationaryPosterior:
     def _std(self) -> Tensor:
         return torch.as_tensor(self.problem.noise_std, dtype=torch.float64, device=self.problem.y.device)
 
-    def _data_covariance(self, u: Tensor) -> Tensor:
-        """M u for u (batch, *A.out_shape)."""
+    @functools.cached_property
+    def _scale(self) -> Tensor:
+        """D of the module's head, (*A.out_shape)."""
         A = self.problem.A
-        return A(self.prior.times(A.H(u))) + self._std**2 * u
+        x = self.prior.draw(8, Generator().manual_seed(0)).double() - self.prior.mean.double()
+        signal = A.of_seen(A(x)).square().sum() / (8 * max(A.n_data, 1))
+        total = (self._std**2 + signal).expand(A.out_shape)
+        return A.of_seen(torch.where(total > 0, total, 1).rsqrt())
+
+    def _scaled_covariance(self, v: Tensor) -> Tensor:
+        """D M D v for v (batch, *A.out_shape)."""
+        A, u = self.problem.A, self._scale * v
+        return self._scale * (A(self.prior.times(A.H(u))) + self._std**2 * u)
 
     def _correction(self, residual: Tensor) -> Tensor:
         """Σ Aᵀ M⁺ residual."""
         return self.prior.times(self.problem.A.H(self._solve(residual)))
 
     def _solve(self, b: Tensor) -> Tensor:
-        u = cg(self._data_covariance, b, max_iterations=self.iterations, tolerance=self.tolerance)
-        left = (b - self._data_covariance(u)).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp(min=1e-300)
-        if (left > 10 * self.tolerance).any():
+        b = self._scale * b
+        v = cg(self._scaled_covariance, b, max_iterations=self.iterations, tolerance=self.tolerance)
+        left = (b - self._scaled_covariance(v)).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp(min=1e-300)
+        if not (left <= 10 * self.tolerance).all():
             raise ArithmeticError(
                 f"StationaryPosterior: conjugate gradients left a relative residual of {float(left.max()):.1e} after at "
                 f"most {self.iterations} iterations, wanted {self.tolerance:.0e}: raise iterations or tolerance, or "
                 "give the data (more) noise"
             )
-        return u
-
-
-def _level(sigma: Tensor, x: Tensor) -> Tensor:
-    """sigma, a scalar or (batch,), shaped to broadcast to x in float64 on x's device."""
-    return torch.as_tensor(sigma).to(x.device, torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+        return self._scale * v
 
 
 def _identity(like: Tensor) -> Tensor:

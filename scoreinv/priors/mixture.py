@@ -15,6 +15,7 @@ and 4 (Dormand & Prince 1980, doi:10.1016/0771-050X(80)90013-3), each member of 
 from __future__ import annotations
 
 import abc
+import numbers
 from collections.abc import Callable
 from typing import Protocol
 
@@ -100,7 +101,7 @@ class Mixture(abc.ABC):
         """Where the probability flow (3) takes x from sigma to sigma_next (0 where all covariances are regular).
 
         Args:
-            tolerance: largest error of a step, relative to the member's root mean square. The result was seen within 3
+            tolerance: largest error of a step, relative to the member's root mean square (that of a blank image counts as 1e-3 √|σ² − σ'²|). The result was seen within 3
                 tolerances (of the larger of its root mean squares at both ends), further off near the watershed between
                 two components, where the flow itself drives neighbours apart.
 
@@ -112,11 +113,13 @@ class Mixture(abc.ABC):
 
     def draw(self, n: int, rng: Generator) -> Tensor:
         """n independent images, (n, *image_shape)."""
+        check_draws(n, rng)
         which = torch.multinomial(self.weights.double(), n, replacement=True, generator=rng)
         mean = self.components[0].mean
         x = torch.empty(n, *mean.shape, dtype=mean.dtype)
         for k, component in enumerate(self.components):
-            x[which == k] = component.draw(int((which == k).sum()), rng)
+            if count := int((which == k).sum()):
+                x[which == k] = component.draw(count, rng)
         return x
 
     @property
@@ -155,6 +158,47 @@ def check_numbers(name: str, **parts: Tensor) -> None:
             raise ValueError(f"{name}: {what} holds NaN or infinity")
 
 
+def check_draws(n: int, rng: Generator) -> None:
+    """Raise ValueError unless n draws can be made, from a generator."""
+    if not isinstance(n, numbers.Integral) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"draw: expected a whole number of at least 1, got {n!r}")
+    if not isinstance(rng, Generator):
+        raise ValueError(f"draw: expected a torch.Generator, got {type(rng).__name__}")
+
+
+def variance_of(sigma: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+    """σ² in float64 on x's device, for a scalar or (batch,), shaped to broadcast to x (batch, *image_shape).
+
+    Raises:
+        ValueError: x is no batch of images shaped like the mean, or has not as many members as there are levels.
+    """
+    level = torch.as_tensor(sigma).to(x.device, torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+    if x.ndim != mean.ndim + 1 or x.shape[1:] != mean.shape or len(level) not in (1, len(x)):
+        raise ValueError(
+            f"expected images (batch, {', '.join(map(str, mean.shape))}) and one sigma, or one for each; got {tuple(x.shape)} and "
+            f"{tuple(torch.as_tensor(sigma).shape)}"
+        )
+    return level**2
+
+
+def flow_factor(spread: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """√((λ + σ'²) / (λ + σ²)), by which the probability flow scales a direction in which the images have the variance λ.
+
+    Raises:
+        ValueError: the flow leaves σ = 0 in a direction without variance, where it comes from infinity.
+    """
+    if ((spread + before == 0) & (after > 0)).any():
+        raise ValueError(
+            "flow: the covariance is singular, so that no flow leaves sigma = 0; start at a small positive one"
+        )
+    return torch.where(spread + before == 0, 1, (spread + after) / (spread + before)).sqrt()
+
+
+def gain(spread: Tensor, variance: Tensor) -> Tensor:
+    """λ / (λ + σ²), the factor of a Gaussian's denoiser; 0 for 0 / 0."""
+    return torch.where(spread + variance == 0, 0, spread / (spread + variance))
+
+
 @torch.no_grad()
 def integrate(
     slope: Callable[[Tensor, Tensor], Tensor], x: Tensor, start: Tensor, stop: Tensor, tolerance: float
@@ -178,8 +222,11 @@ def integrate(
             return np.asarray(found.cpu().numpy()).ravel()
 
         first = out[k].cpu().numpy().ravel()
-        size = tolerance * float(np.sqrt(np.mean(first**2)))
-        solved = solve_ivp(rate, (float(start[k]), float(stop[k])), first, method="RK45", rtol=tolerance, atol=size)
+        # The root mean square of x, but of blank images some of the size that the flow ends at or comes from.
+        size = max(float(np.sqrt(np.mean(first**2))), 1e-3 * abs(float(stop[k] - start[k])) ** 0.5)
+        solved = solve_ivp(
+            rate, (float(start[k]), float(stop[k])), first, method="RK45", rtol=tolerance, atol=tolerance * size
+        )
         if not solved.success:
             raise ArithmeticError(f"flow: {solved.message}; a tolerance of {tolerance:g} cannot be met, raise it")
         out[k] = torch.from_numpy(solved.y[:, -1]).to(device).reshape(shape[1:])
