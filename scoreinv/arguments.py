@@ -82,6 +82,15 @@ def resolved(
     return {k: plain(given.get(k, p.default)) for k, p in known.items()}
 
 
+def check_fields(what: Any, without: Collection[str] = ()) -> None:
+    """Raises ValueError for a field of a dataclass whose value is not of its annotated type."""
+    hints = _hints(type(what))
+    for f in dataclasses.fields(what):
+        value = getattr(what, f.name)
+        if f.name not in without and not fits(value, hints.get(f.name, Any)):
+            raise ValueError(f"{type(what).__name__}: {f.name} should be {_words(hints[f.name])}, got {value!r}")
+
+
 def different(build: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of resolved arguments that are not the defaults, as the call takes them: with tuples for lists."""
     defaults = {k: plain(p.default) for k, p in inspect.signature(build).parameters.items() if p.default is not p.empty}

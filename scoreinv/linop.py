@@ -189,10 +189,14 @@ class LinearOperator(Operator):
 
         Raises:
             TypeError: x is not a floating-point tensor.
-            ValueError: x does not end with `in_shape`.
+            ValueError: x does not end with `in_shape`, or the map gave something else than real data (*batch, *out_shape).
         """
-        _batch_of(type(self).__name__, x, self.in_shape)
+        expected = (*_batch_of(type(self).__name__, x, self.in_shape), *self.out_shape)
         data: Tensor = _Apply.apply(x, self, self.H)  # type: ignore[no-untyped-call]
+        if tuple(data.shape) != expected:
+            raise ValueError(
+                f"{type(self).__name__}: its map should give {expected} of {tuple(x.shape)}, it gave {tuple(data.shape)}"
+            )
         if not data.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__}: expected real data of its map, got {data.dtype}; give real and imaginary parts as two data"

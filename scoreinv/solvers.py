@@ -5,7 +5,9 @@
             doi:10.1007/BF02565599), where cg goes astray
     cgls    min ‖W^½ (A x − y)‖²: CG on AᵀW A x = AᵀW y without forming it (Björck 1996, algorithm 7.4.1)
 
-A member that has converged stays where it is while the others go on, so that a batch gives what its members give alone.
+A member that has converged stays where it is while the others go on, so that a batch gives what its members give alone, but for rounding:
+that of a batched operator may depend on the batch, and steps far from convergence, with data of very uneven noise, make it larger (1e-2
+of the image was seen in float32). A member whose map gives NaN, or numbers that the dtype does not hold, becomes NaN.
 """
 
 from __future__ import annotations
@@ -61,17 +63,20 @@ def cg(
         x, r = torch.zeros_like(b), b.clone()
     else:
         x, r = x0.clone(), b - apply(x0)
+    unit = _power_of_two(r)  # of r, q and p, so that no square leaves the range of the dtype
+    r = r / like(unit, r)
     p, rr = r, inner(r, r)
-    goal = relative.clamp(min=_rounding(b)) ** 2 * inner(b, b)
+    goal = relative.clamp(min=_rounding(b)) ** 2 * inner(b / like(unit, b), b / like(unit, b))
     for k in range(int(limit.max())):
-        active = (rr > goal) & (k < limit)
+        active = _unmet(rr, goal) & (k < limit)
         if not active.any():
             break
         q = apply(p)
         pq = inner(p, q)
-        active &= pq > 0  # rounding, or a direction in the null space: no step can help this member
+        pq = torch.where(pq.isfinite(), pq, torch.nan)
+        active &= ~(pq <= 0)  # rounding, or a direction in the null space: no step can help this member
         alpha = like(_ratio(rr, pq, active), x)
-        x = x + alpha * p
+        x = x + alpha * (like(unit, p) * p)
         r = r - alpha * q
         rr, previous = torch.where(active, inner(r, r), 0), rr
         p = torch.where(like(active, p), r + like(_ratio(rr, previous, active), p) * p, p)
@@ -96,18 +101,19 @@ def cr(apply: Callable[[Tensor], Tensor], b: Tensor, *, max_iterations: int, tol
         ValueError: max_iterations or tolerance is negative.
     """
     _check(max_iterations, tolerance, b, None)
-    x, r = torch.zeros_like(b), b
+    unit = _power_of_two(b)
+    x, r = torch.zeros_like(b), b / like(unit, b)
     p, s = r, apply(r)
     q, rs = s, inner(r, s)
     goal, steepest = max(tolerance, _rounding(b)) ** 2 * rs, torch.zeros_like(rs)
     for _ in range(max_iterations):
         qq, steepness = inner(q, q), _ratio(inner(s, s), inner(r, r), inner(r, r) > 0)
-        steepest = torch.maximum(steepest, steepness)
-        active = (rs > goal) & (qq > 0) & (steepness > (10 * _rounding(b)) ** 2 * steepest)
+        qq, steepest = torch.where(qq.isfinite(), qq, torch.nan), torch.maximum(steepest, steepness)
+        active = _unmet(rs, goal) & ~(qq <= 0) & _unmet(steepness, (10 * _rounding(b)) ** 2 * steepest)
         if not active.any():
             break
         alpha = _ratio(rs, qq, active)
-        x, r = x + like(alpha, x) * p, r - like(alpha, r) * q
+        x, r = x + like(alpha, x) * (like(unit, p) * p), r - like(alpha, r) * q
         s = apply(r)
         rs, previous = torch.where(active, inner(r, s), 0), rs
         beta = like(_ratio(rs, previous, active), r)
@@ -166,12 +172,12 @@ def cgls_iterates(
     p, ss = s, inner(s, s)
     goal = max(tolerance, _rounding(s0)) ** 2 * inner(s0, s0)
     for _ in range(max_iterations):
-        active = ss > goal
+        active = _unmet(ss, goal)
         if not active.any():
             return
         q = _times(root, A(p))
         qq = inner(q, q)
-        active &= qq > 0
+        active &= ~(qq <= 0)
         alpha = _ratio(ss, qq, active)
         x = x + like(alpha, x) * p
         r = r - like(alpha, r) * q
@@ -230,6 +236,18 @@ def mean_column_square(A: LinearOperator, probes: int = 8) -> float:
 def _ratio(a: Tensor, b: Tensor, where: Tensor) -> Tensor:
     """a / b where wanted, 0 elsewhere (also for 0 / 0)."""
     return torch.where(where, a / torch.where(where, b, 1), 0)
+
+
+def _unmet(left: Tensor, goal: Tensor) -> Tensor:
+    """Whether more than the goal is left of each member; of those that are not numbers always, so that they do not pass for solved."""
+    return ~(left <= goal) | ~left.isfinite()
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """The power of two next to each member's largest number, (batch,): scaling by it rounds nothing. 1 for members that are 0 or NaN."""
+    largest = x.abs().flatten(1).amax(1) if x.numel() else x.new_zeros(len(x))
+    _, exponent = torch.frexp(largest)
+    return torch.where((largest > 0) & largest.isfinite(), torch.ldexp(torch.ones_like(largest), exponent - 1), 1)
 
 
 def _rounding(x: Tensor) -> float:

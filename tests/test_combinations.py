@@ -324,3 +324,33 @@ def test_complex_operators_are_refused() -> None:
         Matrix(torch.ones(2, 2, dtype=torch.complex64))
     with pytest.raises(TypeError, match=r"Matrix: expected a floating-point .* got torch.complex64"):
         MATRIX(torch.ones(4, 5, dtype=torch.complex64))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Broken(LinearOperator):
+    """Of images (4, 5), with data that are NaN."""
+
+    in_shape: tuple[int, ...] = (4, 5)
+    out_shape: tuple[int, ...] = (4, 5)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x * torch.nan
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y * 1.0
+
+
+@pytest.mark.parametrize("name", [*sorted(set(POSTERIOR) - set(ONLY)), "padis"])
+def test_an_operator_that_gives_nan_is_found_out(name: str) -> None:
+    """No method passes its prior's images off as an answer."""
+    with pytest.raises((ArithmeticError, ValueError), match=r"NaN or infinity|lost all its weights"):
+        small(name)(Problem(_Broken(), torch.ones(4, 5), 0.1), Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", sorted(set(POSTERIOR) - {"song_faithful"}))
+def test_a_prior_that_forgets_members_is_found_out(name: str) -> None:
+    """torch would give all of them the first one's image. (`song_faithful` takes parallel beam only, and shares its loop with `song_exact`.)"""
+    method = dataclasses.replace(small(name), prior=lambda x, sigma: two_modes(x, sigma)[:1])  # type: ignore[type-var]
+    problem = Problem(Masking(torch.ones(4, 5)), torch.zeros(2, 4, 5), 0.1)
+    with pytest.raises(ValueError, match=r"(should|must) return .*shaped like|expected"):
+        method(problem, Generator().manual_seed(0))

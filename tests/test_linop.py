@@ -138,3 +138,8 @@ def test_errors_say_what_was_expected_and_what_came(A: Dense) -> None:
         A(torch.zeros(3, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match="ndarray"):
         A(torch.zeros(3, 4).numpy())  # type: ignore[arg-type]
+    wide = type("Wide", (Dense,), {"_forward": lambda self, x: Dense._forward(self, x)[..., None]})
+    with pytest.raises(
+        ValueError, match=r"Wide: its map should give \(5, 2, 3\) of \(5, 3, 4\), it gave \(5, 2, 3, 1\)"
+    ):
+        wide(A.matrix, A.image, A.data)(torch.zeros(5, 3, 4))

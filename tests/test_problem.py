@@ -166,7 +166,7 @@ def test_priors_without_a_gradient(method: Any) -> None:
         return torch.from_numpy(0.5 * x.detach().numpy())
 
     with pytest.raises(
-        ValueError, match="this method needs the gradient of the prior, and torch cannot follow function"
+        ValueError, match="this method needs the gradient of the prior, and torch cannot follow in_numpy"
     ):
         method(in_numpy)(Problem(A43, torch.ones(3), 0.1), rng())
 

@@ -283,9 +283,7 @@ def test_arguments_of_another_kind(scan: Any, arguments: dict[str, Any], words: 
     ],
 )
 def test_priors_that_return_another_shape(prior: Any, got: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"the prior <lambda> should return a tensor shaped like x, \(1, 16, 16\); got {got}"
-    ):
+    with pytest.raises(ValueError, match=rf"shaped like what it is given, \(1, 16, 16\); <lambda> made {got} of it"):
         si.reconstruct(problem(), "dds", prior=prior)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from scoreinv import progress
 from scoreinv.priors.exact import GaussianPrior
@@ -135,6 +135,26 @@ def test_langevin_goes_to_the_law_of_its_level() -> None:
     x = Langevin(0.15, n_steps=300)(rows, x, sigma, sigma, streams(40))
     covariance = PRIOR.covariance + 0.64 * torch.eye(3, dtype=torch.float64)
     moments_within_four_standard_errors(x.reshape(-1, 3), PRIOR.mean, covariance)
+
+
+def test_steady_langevin_goes_to_the_law_of_its_level() -> None:
+    """Where a ratio of norms draws x to where the score is large: few dimensions, one of them far more certain than the others."""
+    variances = torch.tensor([1.0, 1.0, 1.0, 0.01], dtype=torch.float64)
+    prior = GaussianPrior(torch.zeros(4, dtype=torch.float64), torch.diag(variances))
+    x, sigma = torch.randn(3000, 4, generator=Generator().manual_seed(0)).double(), torch.tensor(0.1).double()
+    exact = variances + 0.01
+    ratio = {
+        steady: Langevin(0.16, n_steps=400, steady=steady)(prior, x, sigma, sigma, streams(3000)).var(0) / exact
+        for steady in (True, False)
+    }
+    assert float((ratio[True] - 1).abs().max()) < 5 * (2 / 3000) ** 0.5 + 0.06 and ratio[False].max() > 2
+
+
+def test_langevin_stays_where_there_is_no_score() -> None:
+    x, sigma = start(3, 1.0), torch.tensor(1.0, dtype=torch.float64)
+    for steady in (True, False):
+        moved = Langevin(0.16, steady=steady)(lambda x, sigma: x, x, sigma, sigma, streams(3))
+        assert moved.isfinite().all() and torch.equal(moved, x) is not steady
 
 
 def test_reverse_diffusion_to_zero_keeps_the_noise() -> None:

@@ -216,3 +216,33 @@ def test_conjugate_residuals_find_least_squares_of_a_singular_matrix() -> None:
     alone = cr(lambda v: v @ M[1], b[1:], max_iterations=20)
     torch.testing.assert_close(alone[0], x[1])
     assert float(cr(lambda v: 0 * v, b, max_iterations=3).abs().max()) == 0
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e-8, 1.0, 1e8, 1e15])
+@pytest.mark.parametrize("start", [False, True])
+def test_solutions_do_not_depend_on_the_unit(unit: float, start: bool) -> None:
+    """In float32, where squares of such numbers are 0 or infinite."""
+    m, b = spd(), rand(3, 12, seed=1)
+    expected = torch.linalg.solve(m, b.T).T
+    x0 = (expected + 0.1 * rand(3, 12, seed=2)).float() * unit if start else None
+    x = cg(lambda v: v @ m.float(), b.float() * unit, x0, max_iterations=60, tolerance=1e-6)
+    torch.testing.assert_close(x.double() / unit, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    if not start:
+        x = cr(lambda v: v @ m.float(), b.float() * unit, max_iterations=60, tolerance=1e-6)
+        torch.testing.assert_close(x.double() / unit, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_map_that_is_no_number_gives_no_solution(wrong: float) -> None:
+    """Else what was never solved would pass for an answer; the other member is not touched."""
+    m, b = spd().float(), rand(2, 12, seed=1).float()
+
+    def apply(v: Tensor) -> Tensor:
+        return torch.stack([v[0] @ m, v[1] * wrong])
+
+    for solve in (cg, cr):
+        x = solve(apply, b, max_iterations=40, tolerance=1e-6)
+        torch.testing.assert_close(x[0], torch.linalg.solve(m, b[0]), rtol=0, atol=1e-3)
+        assert not x[1].isfinite().all()
+    x = cgls(Dense(torch.full((3, 12), wrong)), b[:, :3], max_iterations=5)
+    assert not x.isfinite().all()

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Generator, Tensor
 
+from scoreinv.arguments import check_fields
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.loop import last, member_streams
@@ -54,14 +55,15 @@ def check_settings(method: object, *, levels: tuple[float, float], of: str = "si
     for key, value in counts.items():
         if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected {key} of at least 1, a whole number, got {value}")
-    if not (0 < levels[0] <= levels[1] < math.inf or any(map(math.isnan, levels))):
+    comparable = all(isinstance(level, numbers.Real) and not math.isnan(level) for level in levels)
+    if comparable and not 0 < levels[0] <= levels[1] < math.inf:
         raise ValueError(f"{name}: expected 0 < {of}_min <= {of}_max, finite, got {levels[0]} and {levels[1]}")
     check_numbers(method)
 
 
 def check_numbers(method: Any) -> None:
     """Raises ValueError for a setting that is NaN, which comparisons do not find, that is infinite but for those in the class's `UNBOUNDED`,
-    or that counts and is no whole number."""
+    that counts and is no whole number, or that is otherwise not of its type."""
     name, unbounded = type(method).__name__, getattr(method, "UNBOUNDED", ())
     for f in dataclasses.fields(method):
         value = getattr(method, f.name)
@@ -71,3 +73,4 @@ def check_numbers(method: Any) -> None:
             )
         if f.type in ("int", "int | None") and isinstance(value, float):
             raise ValueError(f"{name}: expected {f.name} to be a whole number, got {value}")
+    check_fields(method, without=("prior",))

@@ -35,7 +35,7 @@ from torch import Generator, Tensor
 from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.gaussian_draws import gaussian_draw
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
 from scoreinv.sampling.loop import last, sample
@@ -133,4 +133,4 @@ class DAPS:
         """(1)."""
         lowest = self.sigma_min * scale_of(self.prior) / 10
         grid = karras(self.ode_steps, lowest, float(sigma)).to(x)
-        return last(sample(self.prior, x, grid, step=euler, rngs=[torch.Generator()] * len(x)))
+        return last(sample(Counted(self.prior), x, grid, step=euler, rngs=[torch.Generator()] * len(x)))

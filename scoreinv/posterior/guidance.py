@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from scoreinv.linop import check_gradients_allowed
 from scoreinv.posterior.chains import check_settings
-from scoreinv.priors.denoiser import Denoiser, checked, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, checked, name_of, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.levels import karras
@@ -50,7 +50,7 @@ STEPS: dict[str, Callable[[float], Step]] = {
     "dpm_solver_2m": lambda eta: DPMSolver2M(),
     "euler": lambda eta: euler,
     "heun": lambda eta: heun,
-    "predictor_corrector": lambda eta: finished(PredictorCorrector(reverse_diffusion, Langevin(0.16))),
+    "predictor_corrector": lambda eta: finished(PredictorCorrector(reverse_diffusion, Langevin(0.16, steady=True))),
 }
 
 
@@ -97,7 +97,9 @@ class Guided(abc.ABC):
         rngs = member_streams(rng, self.samples, len(flat.y) // self.samples)
         sigmas = (karras(self.n_levels, self.sigma_min, self.sigma_max) * scale_of(self.prior)).to(flat.y)
         x = sigmas[0] * normal(rngs, flat.y.new_zeros(len(rngs), *problem.A.in_shape))
-        iterates = sample(self.condition(self.prior, flat), x, sigmas, step=STEPS[self.step](self.eta), rngs=rngs)
+        iterates = sample(
+            self.condition(Counted(self.prior), flat), x, sigmas, step=STEPS[self.step](self.eta), rngs=rngs
+        )
         x = last(track(iterates, type(self).__name__, self.n_levels))
         return x.reshape(self.samples, *problem.batch_shape, *problem.A.in_shape)
 
@@ -116,7 +118,7 @@ def with_gradient(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor,
         clean = checked(denoiser(point, sigma), x)
     if not clean.requires_grad:
         raise ValueError(
-            f"this method needs the gradient of the prior, and torch cannot follow {type(denoiser).__name__} from x to what it returns (NumPy, "
+            f"this method needs the gradient of the prior, and torch cannot follow {name_of(denoiser)} from x to what it returns (NumPy, "
             "no_grad or detach in it?); proximal, dds, ddnm, diffpir, daps and pnp_dm do without"
         )
 

@@ -39,7 +39,7 @@ from torch import Generator, Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoreinv.posterior.chains import check_settings, run
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, scale_of
 from scoreinv.priors.latent import LatentPrior, latents
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
@@ -119,6 +119,7 @@ def latent_draw(
             step = torch.where(like(worse, step), step / 2, step)
         step = torch.where(like(worse, step), 0, step)
         w, value = w + step, torch.where(worse, value, found)
+    w = torch.where(like(value.isfinite(), w), w, torch.nan)  # else a w that was never tried would pass for an answer
     z, e = target.apart(w)
     return z, target.decode(z) + e
 
@@ -251,7 +252,7 @@ class LatentDAPS:
         z = sigmas[0] * normal(rngs, problem.y.new_zeros(len(rngs), *shape))
         for sigma, sigma_next in itertools.pairwise(sigmas):
             grid = karras(self.ode_steps, self.sigma_min * unit / 10, float(sigma)).to(z)
-            centre = last(sample(latent.denoiser, z, grid, step=euler, rngs=[torch.Generator()] * len(z)))
+            centre = last(sample(Counted(latent.denoiser), z, grid, step=euler, rngs=[torch.Generator()] * len(z)))
             spread = sigma if self.prior_std is None else sigma / (1 + (sigma / (self.prior_std * unit)) ** 2).sqrt()
             clean, image = latent_draw(
                 problem, latent, centre, spread, rngs, residual=s, rounds=self.rounds, iterations=self.iterations

@@ -34,7 +34,7 @@ from torch import Generator, Tensor
 
 from scoreinv.posterior.chains import run
 from scoreinv.posterior.guidance import STEPS, Guided, with_gradient
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
 from scoreinv.sampling.loop import sample
@@ -78,7 +78,7 @@ class MCG(Guided):
         """x after every step, and after a last projection, for a problem with one batch dimension."""
         sigmas = (karras(self.n_levels, self.sigma_min, self.sigma_max) * scale_of(self.prior)).to(problem.y)
         x = sigmas[0] * normal(rngs, problem.y.new_zeros(len(rngs), *problem.A.in_shape))
-        denoise, project = self.condition(self.prior, problem), self.projection(problem, sigmas)
+        denoise, project = self.condition(Counted(self.prior), problem), self.projection(problem, sigmas)
         step = STEPS[self.step](self.eta)
         for iterate in sample(denoise, x, sigmas, step=step, rngs=rngs, constrain=project):
             x = iterate

@@ -41,6 +41,7 @@ from torch import Generator, Tensor
 
 from scoreinv.posterior.particles import Cloud, ParticleFilter, transition
 from scoreinv.posterior.svd import Spectrum, spectrum
+from scoreinv.priors.denoiser import checked
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.solvers import like, noise_weights
@@ -59,7 +60,7 @@ class MCGDiff(ParticleFilter):
         x = _moved(mean, variance.sqrt(), normal(rngs, mean), pull, variance, found)
         for sigma, sigma_next in track(itertools.pairwise(sigmas), "MCGDiff", self.n_levels):
             pull = _Pull.between(found, levels, found.coordinates(x), sigma, sigma_next)
-            mean, variance = transition(x, self.prior(x, sigma), sigma, sigma_next, self._data_std)
+            mean, variance = transition(x, checked(self.prior(x, sigma), x), sigma, sigma_next, self._data_std)
             cloud.reweigh(pull.log_weights(found.coordinates(mean), variance))
             mean, pull.target = cloud.resample(mean, pull.target)
             spread = variance.sqrt() if sigma_next > 0 else torch.zeros_like(variance)

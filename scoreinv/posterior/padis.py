@@ -36,7 +36,7 @@ from torch import Generator, Tensor
 from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.guidance import with_gradient
-from scoreinv.priors.denoiser import Counted, Denoiser, NetworkPrior, Rescaled, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, NetworkPrior, Rescaled, checked, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
 from scoreinv.solvers import like
@@ -155,7 +155,8 @@ class PatchPrior:
         air = self.air + like(sigma, x) * normal(self.rngs, x.new_empty(len(x), *grid.shape))
         n = grid.rows * grid.columns
         boxes = torch.cat([grid.boxes(place) for place in places]).to(x)
-        clean = placed(self.prior)(grid.cut(grid.laid(x, air, places)), sigma.repeat_interleave(n), boxes)
+        patches = grid.cut(grid.laid(x, air, places))
+        clean = checked(placed(self.prior)(patches, sigma.repeat_interleave(n), boxes), patches)
         images = grid.taken(grid.joined(clean), places)
         if isinstance(self.prior, Counted):
             self.prior.watch(images)

@@ -26,7 +26,7 @@ from scoreinv.posterior.chains import check_numbers
 from scoreinv.priors.denoiser import Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
-from scoreinv.sampling.loop import member_streams
+from scoreinv.sampling.loop import check_finite, member_streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +212,7 @@ class ParticleFilter(abc.ABC):
         cloud = Cloud(self.particles, streams[split:], self.threshold, flat.y.device)
         sigmas = (karras(self.n_levels, self.sigma_min, self.sigma_max) * scale_of(self.prior)).to(flat.y)
         x = self._filter(flat, sigmas, streams[:split], cloud)
+        check_finite(x, "the last level")
         return cloud.draws(x, self.samples)
 
     @property

@@ -34,7 +34,7 @@ from torch import Generator, Tensor
 
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.gaussian_draws import gaussian_draw
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import geometric
 from scoreinv.sampling.loop import last, sample
@@ -86,5 +86,5 @@ class PnPDM:
             rho = max(self.rho_min, self.rho_max * self.decay**k) * scale_of(self.prior)
             u = gaussian_draw(problem, x, rho, rngs, iterations=self.iterations)
             levels = geometric(self.prior_steps, LAST * rho, rho).to(u)
-            x = last(sample(self.prior, u, levels, step=finished(reverse_diffusion), rngs=rngs))
+            x = last(sample(Counted(self.prior), u, levels, step=finished(reverse_diffusion), rngs=rngs))
             yield x

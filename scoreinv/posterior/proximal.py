@@ -44,7 +44,7 @@ from torch import Generator, Tensor
 
 from scoreinv.posterior.chains import check_numbers
 from scoreinv.posterior.gaussian_draws import gaussian_draw
-from scoreinv.priors.denoiser import Denoiser, posed, scale_of
+from scoreinv.priors.denoiser import Denoiser, checked, posed, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.levels import geometric, karras
@@ -123,7 +123,7 @@ def splitting(
     u = pull = torch.zeros_like(z)
     for k, (sigma, following) in enumerate(itertools.zip_longest(levels, levels[1:], fillvalue=levels[-1])):
         relaxed = relaxation * x + (1 - relaxation) * z
-        z = posed(prior, k)(relaxed + u, sigma)
+        z = checked(posed(prior, k)(relaxed + u, sigma), u)
         fall = (following / sigma) ** 2
         u = (u + relaxed - z) * fall
         x = proximal(z - u, following, z - u + pull * fall)
@@ -171,7 +171,7 @@ class Proximal:
         steps = 1 if self.iterations is None else self.iterations
         if min(self.samples, self.n_levels, self.draw_levels, steps) < 1:
             raise ValueError("Proximal: samples, n_levels, draw_levels and iterations must be at least 1")
-        if not 0 < self.sigma_min < min(self.draw_sigma, self.sigma_max or self.draw_sigma):
+        if not 0 < self.sigma_min < min(self.draw_sigma, self.draw_sigma if self.sigma_max is None else self.sigma_max):
             raise ValueError("Proximal: expected 0 < sigma_min < draw_sigma and sigma_min < sigma_max")
         if not 0 < self.relaxation < 2 or self.trust <= 0:
             raise ValueError(
@@ -194,7 +194,8 @@ class Proximal:
 
     def image(self, problem: Problem) -> Tensor:
         """The image alone, (batch, *A.in_shape), of a problem of one batch dimension; there is no randomness in it."""
-        first = self.sigma_max or (1.0 if sees_every_pixel(problem) else 3.0)
+        usual = 1.0 if sees_every_pixel(problem) else 3.0
+        first = usual if self.sigma_max is None else self.sigma_max
         levels = (geometric(self.n_levels, self.sigma_min, first)[:-1] * scale_of(self.prior)).to(problem.y)
         steps = splitting(
             self.prior, problem, levels, relaxation=self.relaxation, trust=self.trust, **self._cg(problem)

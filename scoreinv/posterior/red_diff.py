@@ -38,7 +38,7 @@ from torch import Generator, Tensor
 from scoreinv.linop import Nonlinear
 from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Denoiser, checked, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
 from scoreinv.solvers import cgls, noise_weights
@@ -95,6 +95,7 @@ class REDDiff:
         for sigma in (karras(self.n_levels, self.sigma_min, self.sigma_max)[:-1] * scale).to(y):
             measured, back = A.linearised(mu)
             data = back(fit.balanced(measured, sigma**2 * norm_squared)) / norm_squared
-            mu.grad = data + self.weight * (mu - self.prior(mu + sigma * normal(rngs, mu), sigma))
+            clean = checked(self.prior(mu + sigma * normal(rngs, mu), sigma), mu)
+            mu.grad = data + self.weight * (mu - clean)
             adam.step()
             yield mu.clone()

@@ -31,7 +31,7 @@ from torch import Generator, Tensor
 from scoreinv.misfit import misfit
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.guidance import with_gradient
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Denoiser, checked, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
 from scoreinv.solvers import like
@@ -105,4 +105,4 @@ class SITCOM:
             stays = v.clone()
             adam.step()
             v.copy_(torch.where(like(done, v), stays, v))
-        return self.prior(v, sigma)
+        return checked(self.prior(v, sigma), v)

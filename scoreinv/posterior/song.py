@@ -27,11 +27,11 @@ from torch import Generator, Tensor
 from scoreinv import plugins
 from scoreinv.posterior.chains import check_numbers
 from scoreinv.posterior.pseudopolar import pseudo_polar
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, checked, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.levels import geometric
-from scoreinv.sampling.loop import last, member_streams, sample
+from scoreinv.sampling.loop import check_finite, last, member_streams, sample
 from scoreinv.sampling.steps import Langevin, PredictorCorrector, Step, constrained, reverse_diffusion
 from scoreinv.solvers import cg, like, noise_weights
 from scoreinv.streams import normal
@@ -96,9 +96,11 @@ class _Song(abc.ABC):
         scale = scale_of(self.prior)
         sigmas = (geometric(self.n_levels, self.sigma_min, self.sigma_max) * scale).to(flat.y)
         x = sigmas[0] * normal(rngs, flat.y.new_zeros(len(rngs), *problem.A.in_shape))
-        iterates = sample(self.prior, x, sigmas, step=self._step(constrain), rngs=rngs)
-        x = self.prior(last(track(iterates, type(self).__name__, self.n_levels)), sigmas[-2])
+        iterates = sample(Counted(self.prior), x, sigmas, step=self._step(constrain), rngs=rngs)
+        x = last(track(iterates, type(self).__name__, self.n_levels))
+        x = checked(self.prior(x, sigmas[-2]), x)
         x = x + correct(-x, sigmas[-2])
+        check_finite(x, "the last correction")
         return x.reshape(self.samples, *problem.batch_shape, *problem.A.in_shape)
 
     def _step(self, constrain: Callable[[Tensor, Tensor, Sequence[Generator]], Tensor]) -> Step:

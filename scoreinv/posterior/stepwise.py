@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from scoreinv.posterior.chains import check_settings, run
 from scoreinv.posterior.proximal import proximal_denoiser
-from scoreinv.priors.denoiser import Denoiser, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.sampling.levels import karras
 from scoreinv.sampling.loop import sample
@@ -74,7 +74,7 @@ class Stepwise(abc.ABC):
         """x after every step, for a problem with one batch dimension."""
         sigmas = (self.levels() * scale_of(self.prior)).to(problem.y)
         x, step = self.begin(problem, sigmas[0], rngs)
-        return sample(self.prior, x, sigmas, step=step, rngs=rngs)
+        return sample(Counted(self.prior), x, sigmas, step=step, rngs=rngs)
 
 
 def proximal_map(problem: Problem, *, trust: float = 1.0, iterations: int = 10) -> Denoiser:

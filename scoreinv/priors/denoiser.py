@@ -20,18 +20,26 @@ class Denoiser(Protocol):
         ...
 
 
-def checked(images: Tensor, x: Tensor) -> Tensor:
-    """What a denoiser, or a step with it, made of x.
+def checked(images: Tensor, x: Tensor, maker: object = None) -> Tensor:
+    """What a denoiser, or a step with it, made of x; its maker is for the message.
 
     Raises:
         ValueError: it is not shaped like x. With one member in the batch torch would make something of it without a word.
     """
     if not isinstance(images, Tensor) or images.shape != x.shape:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        who = "this one" if maker is None else name_of(maker)
         raise ValueError(
-            f"a prior must return images shaped like what it is given, {tuple(x.shape)}; this one made {got} of it"
+            f"a prior must return images shaped like what it is given, {tuple(x.shape)}; {who} made {got} of it"
         )
     return images
+
+
+def name_of(denoiser: object) -> str:
+    """What a denoiser is called in messages: the name of a function, or of a type."""
+    while isinstance(denoiser, Counted):
+        denoiser = denoiser.denoiser
+    return str(getattr(denoiser, "__name__", type(denoiser).__name__))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +198,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 class Counted:
     """A denoiser that counts its use, in images: `n_evaluations`, and `n_gradients` of the passes backwards through it
-    (vector-Jacobian products). The two are the honest cost of a method."""
+    (vector-Jacobian products). The two are the honest cost of a method. What it makes of x is `checked` by the way."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser, self.n_evaluations, self.n_gradients = denoiser, 0, 0
@@ -200,11 +208,7 @@ class Counted:
 
     def _counted(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
         self.n_evaluations += x.shape[0]
-        out = denoiser(x, sigma)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            kind = getattr(denoiser, "__name__", type(denoiser).__name__)
-            raise ValueError(f"the prior {kind} should return a tensor shaped like x, {tuple(x.shape)}; got {got}")
+        out = checked(denoiser(x, sigma), x, denoiser)
         self.watch(out)
         return out
 

@@ -61,13 +61,23 @@ def last(iterates: Iterable[Tensor]) -> Tensor:
 
     Raises:
         ValueError: there is none.
+        ArithmeticError: one holds NaN or infinity: what comes after it is lost.
     """
     x = None
-    for x in iterates:  # noqa: B007 (only the last counts)
-        pass
+    for k, x in enumerate(iterates, 1):
+        check_finite(x, f"step {k}")
     if x is None:
         raise ValueError("last: there are no iterates")
     return x
+
+
+def check_finite(x: Tensor, where: str) -> None:
+    """Raise ArithmeticError where images hold NaN or infinity."""
+    if not torch.isfinite(x).all():
+        raise ArithmeticError(
+            f"the images hold NaN or infinity after {where}: the prior or the operator made that of finite numbers (try each on one "
+            "image), or a level, a step or the noise is beyond what the dtype holds"
+        )
 
 
 def member_streams(rng: Generator, samples: int, batch: int) -> list[Generator]:
