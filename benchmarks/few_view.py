@@ -4,8 +4,8 @@ One middle slice of every validation patient (256 x 256), parallel beam, views s
 cells as wide as a pixel, data simulated with the operator that reconstructs ("linear" weights; noise-free data with that are an
 inverse crime, as in the published tables), noise-free and with Gaussian noise relative to the mean of the data. PSNR (range 1.0)
 and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU, of the mean of a method's samples. The rows of
-`proximal` with earlier priors are of half-quadratic splitting (the default then, without multipliers), with the settings of their time; with
-21d4356cd3e5 that had 36.30 and 35.50 dB.
+`proximal` with earlier priors are of half-quadratic splitting (the default then, without multipliers), with the settings of their
+time.
 
     SCOREINV_DATA=/data python benchmarks/few_view.py --out benchmarks/results
 
@@ -78,7 +78,7 @@ def main() -> None:
                     rng = torch.Generator().manual_seed(0)
                     scan = Scan(simulate(A, mu_from_hu(hu), rng, relative_noise=noise))
                     started = time.perf_counter()
-                    result = reconstruct(scan, method, settings=METHODS[method], prior=a.prior)
+                    result = reconstruct(scan, method, settings=METHODS[method], prior=a.prior if weights else None)
                     seconds = time.perf_counter() - started
                     psnr, ssim = scores(hu_from_mu(result.mean), hu)
                     evaluations = result.settings["network_evaluations_per_image"]

@@ -282,7 +282,14 @@ def unfit(calibrations: Sequence[Calibration], conditions: Conditions) -> dict[s
 
 
 def refusal(calibrations: Sequence[Calibration], conditions: Conditions) -> str:
-    """Why the nearest calibration of the same operator, method and prior is not for such scans; empty where there is none."""
-    misses = [c.apart(conditions) for c in calibrations if c.conditions.comparable(conditions)]
-    words = min(misses, key=len, default=[])
-    return f"the nearest calibration was measured with {', '.join(words)}" if words else ""
+    """Why no calibration is for such scans: none is of their operator, method or prior, or what the nearest of those was measured with;
+    empty where one is, or where there are none at all."""
+    near = list(calibrations)
+    of = {"operator": conditions.operator, "method": f"method {conditions.method}", "prior": "this prior"}
+    for key, words in of.items():
+        kept = [c for c in near if getattr(c.conditions, key) == getattr(conditions, key)]
+        if near and not kept:
+            return f"none was measured with {words}"
+        near = kept
+    misses = min((c.apart(conditions) for c in near), key=len, default=[])
+    return f"the nearest calibration was measured with {', '.join(misses)}" if misses else ""

@@ -193,10 +193,20 @@ def _tuned(path: Path) -> list[str]:
         return []
     return [
         f"{method}, noise {row.get('relative_noise', '?')} of the mean, {row.get('provenance', {}).get('operator', 'an operator that is not stated')}: "
-        + ", ".join(f"{name} {row[name]}" for name in row["tuned"] if name in row)
+        + (", ".join(f"{name} {row[name]}" for name in row["tuned"] if name in row) or "its own constants are as good")
+        + _found(row)
         for method, rows in table.items()
         for row in rows
     ]
+
+
+def _found(row: Mapping[str, Any]) -> str:
+    """What the search for tuned constants found: how good, and of how much."""
+    source = row.get("provenance", {})
+    parts = [f"{row['psnr']:.2f} dB"] if isinstance(row.get("psnr"), float) else []
+    parts += [f"{len(source['patients'])} patients"] if isinstance(source.get("patients"), list) else []
+    parts += [f"{source['trials']} trials"] if "trials" in source else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _describe_scan(path: Path) -> str:

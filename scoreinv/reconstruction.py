@@ -131,6 +131,8 @@ def choose(
                 f"method {name!r}{taken} gives one image, no samples; leave --samples out or take {DEFAULT!r}"
             )
         given["samples"] = samples
+    if prior is not None and not configure.needs_prior(name):
+        raise ValueError(f"method {name!r} takes no prior: leave --prior out")
     if configure.has_setting(name, "unit"):
         clinical = looks_clinical(scan)
         given.setdefault("unit", scan.mu_water_per_mm if clinical else abs(mean_image(scan.problem)) or 1.0)

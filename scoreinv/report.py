@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scoreinv import configure, metrics, plugins, trust
 from scoreinv.files.reconstruction import Reconstruction
+from scoreinv.priors.shipped import DEFAULT as DEFAULT_PRIOR
 from scoreinv.priors.shipped import prior_card, shipped
 from scoreinv.units import hu_from_mu
 
@@ -86,14 +87,18 @@ def _uncalibrated(settings: Mapping[str, Any]) -> str:
         why = f" ({words})" if (words := settings.get("calibration_refused")) else ""
         return f"not calibrated for such scans{why}, the draws' spread may be too small; see `scoreinv calibrate`"
     changed, method = settings["calibration_unfit"], settings["method"]
-    defaults = configure.default_settings(method)
+    defaults = configure.default_settings(method, without=("samples",))
     words = ", ".join(f"{k} {json.dumps(then)} and not {json.dumps(now)}" for k, (then, now) in changed.items())
     own = {k: settings[k] for k, value in defaults.items() if k in settings and settings[k] != value}
     sets = [f" --set {shlex.quote(f'{k}={json.dumps(value)}')}" for k, value in own.items()]
+    prior = (settings.get("prior") or {}).get("name", DEFAULT_PRIOR)
+    of = [f" --samples {settings['samples']}"] if "samples" in settings else []
+    of += [] if prior == DEFAULT_PRIOR else [f" --prior {shlex.quote(prior)}"]
     return (
         f"the calibration for such scans was measured with other settings ({words}) and is not applied, the draws' spread may "
-        f"be too small; `scoreinv calibrate PATIENTS.h5 --out FILE.json --method {method}{''.join(sets)}`, with the --views and --noise of "
-        "the scan, makes one for these, `scoreinv reconstruct --calibration FILE.json` applies it"
+        f"be too small; `scoreinv calibrate PATIENTS.h5 --out FILE.json --method {method}{''.join(of + sets)}`, "
+        "with the --operator, --geometry, --views and --noise of the scan, makes one for these, `scoreinv reconstruct --calibration FILE.json` "
+        "applies it"
     )
 
 

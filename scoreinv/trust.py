@@ -119,10 +119,9 @@ def standing(misfit: float, n_data: int, inverse_photons: float = 0.0, *, noise:
         return math.nan
     if noise == "absent":
         return float(misfit > RESIDUAL)
-    margin = slack(n_data, inverse_photons)
-    if misfit < 1 - margin:
+    if misfit < least(n_data, inverse_photons):
         return -1.0 if noise == "stated" else math.nan
-    return float(misfit > 1 + margin)
+    return float(misfit > 1 + slack(n_data, inverse_photons))
 
 
 def verdict(misfit: float, n_data: int, inverse_photons: float = 0.0, *, noise: str = "stated") -> str:
@@ -178,8 +177,15 @@ def worse_fit(
 
 
 def slack(n_data: int, inverse_photons: float = 0.0) -> float:
-    """How far the mean misfit of so many data may be from 1; of photon counts with a mean of 1 / N̂."""
+    """How far the mean misfit of so many data may be above 1; of photon counts with a mean of 1 / N̂."""
     return MODEL_ERROR + 3 * math.sqrt((2 + inverse_photons) / max(n_data, 1))
+
+
+def least(n_data: int, inverse_photons: float = 0.0) -> float:
+    """The least misfit that noise leaves of so many data: three standard deviations below 1 on the scale of cube roots, where χ² is
+    nearly normal also of few data (Wilson, Hilferty 1931, doi:10.1073/pnas.17.12.684), and `MODEL_ERROR` less."""
+    ninth = (2 + inverse_photons) / (9 * max(n_data, 1))
+    return (1 - MODEL_ERROR) * max(1 - ninth - 3 * math.sqrt(ninth), 0.0) ** 3
 
 
 @torch.no_grad()

@@ -145,7 +145,9 @@ def test_why_none_holds() -> None:
     assert "a noise of 0.005 of the mean of the data and not 0, views that see 100%" in refusal([c], asked)
     asked = dataclasses.replace(CONDITIONS, n_views=60, arc=1 / 3)
     assert refusal([c], asked).endswith("23 views and not 60, views within 100% of a whole scan's turn and not 33%")
-    assert refusal([c], dataclasses.replace(asked, prior="def")) == "" == refusal([c], CONDITIONS) == refusal([], asked)
+    assert refusal([c], CONDITIONS) == refusal([], asked) == ""
+    for field, said in (("prior", "this prior"), ("method", "method def"), ("operator", "def")):
+        assert refusal([c], dataclasses.replace(asked, **{field: "def"})) == f"none was measured with {said}"
 
 
 def test_files_that_say_nothing_of_the_detector_were_made_with_whole_ones(tmp_path: Path) -> None:
@@ -464,7 +466,7 @@ def test_from_patients_to_intervals(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert (result.half_width is not None) == holds
         assert ("measured with other settings (relaxation 1.9 and not 1.5) and is not applied" in printed) == bool(more)
         if more:
-            assert "--method proximal --set n_levels=2 --set relaxation=1.5 --set draw_levels=1`" in printed
+            assert "--method proximal --samples 4 --set n_levels=2 --set relaxation=1.5 --set draw_levels=1`" in printed
             assert result.settings["calibration_unfit"] == {"relaxation": [1.9, 1.5]}
         if holds:
             std, width = torch.as_tensor(result.std), torch.as_tensor(result.half_width)

@@ -203,6 +203,8 @@ def test_bad_scans(scan: Path, capsys: pytest.CaptureFixture[str], case: str) ->
     [
         (["--method", "fista_tw"], "Did you mean 'fista_tv'"),
         (["--method", "fista_tv", "--samples", "3"], "no samples"),
+        (["--method", "fbp", "--prior", "ct-256-fast"], "method 'fbp' takes no prior"),
+        (["--samples", "abc"], "argument --samples: invalid int value: 'abc' (scoreinv reconstruct --help explains)"),
         (["--method", "fista_tv", "--set", "wieght=1"], "Did you mean 'weight'"),
         (["--set", "weight"], "key=value"),
         (["--out", "no/such/folder/recon.h5"], "does not exist"),

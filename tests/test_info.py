@@ -85,6 +85,11 @@ def test_tuned_constants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "tuned constants\ndds, noise 0.005 of the mean, fan_beam_ct: eta 0.7" in told(
         tmp_path / "tuned.json", capsys
     )
+    source = {"operator": "fan_beam_ct", "patients": ["a", "b"], "trials": 7}
+    row |= {"tuned": [], "psnr": 31.234, "provenance": source}
+    (tmp_path / "tuned.json").write_text(json.dumps({"methods": {"dds": [row]}}))
+    said = "fan_beam_ct: its own constants are as good (31.23 dB, 2 patients, 7 trials)"
+    assert said in told(tmp_path / "tuned.json", capsys)
 
 
 def test_a_card_stands_for_its_weights(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

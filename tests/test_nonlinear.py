@@ -81,11 +81,11 @@ def test_transmission_against_the_exact_posterior(name: str) -> None:
 NEEDS_LINEAR = [n for n in plugins.names("methods") if configure.needs_prior(n) and n not in (*TAKEN, "latent_daps")]
 
 
-@pytest.mark.parametrize("name", [*NEEDS_LINEAR, "cgls", "fista_tv", "sirt"])
+@pytest.mark.parametrize("name", [*NEEDS_LINEAR, "cgls", "fbp", "fista_tv", "sirt"])
 def test_others_say_what_they_need(name: str) -> None:
     A = Nonlinear(transmission, (8, 8), (8, 8))
     method: Method = configure.method(name, {}, lambda: GaussianPrior(torch.zeros(8, 8), torch.eye(64)))
-    with pytest.raises(ValueError, match=r"linear|parallel|masks|Masking"):
+    with pytest.raises(ValueError, match=r"needs a linear|ParallelBeamCT|masks|Masking"):
         method(Problem(A, torch.ones(8, 8), 0.1), Generator().manual_seed(0))
 
 

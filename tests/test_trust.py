@@ -72,7 +72,8 @@ def test_of_a_draw_goes_slice_by_slice() -> None:
 @pytest.mark.parametrize(
     ("chi2", "n", "word"),
     [(1.0, 8000, "consistent"), (1.1, 8000, "consistent"), (0.6, 8000, "over-fitted"), (1.5, 8000, "inconsistent"),
-     (1.5, 50, "consistent"), (0.6, 50, "consistent"), (math.nan, 50, "no verdict"), (math.inf, 50, "no verdict")],
+     (1.5, 50, "consistent"), (0.6, 50, "consistent"), (0.01, 24, "over-fitted"), (0.35, 24, "consistent"),
+     (0.1, 6, "consistent"), (math.nan, 50, "no verdict"), (math.inf, 50, "no verdict")],
 )  # fmt: skip
 def test_verdict(chi2: float, n: int, word: str) -> None:
     """Few data leave more room than many."""

@@ -31,7 +31,7 @@ class FBP:
             ValueError: the operator has no `fbp`.
         """
         flat = problem.flat()
-        fbp = getattr(flat.A, "fbp", None)
+        fbp = getattr(problem.linear, "fbp", None)
         if fbp is None:
             raise ValueError(
                 f"FBP: {type(flat.A).__name__} has no method fbp(y, window): take SIRT or CGLS for this operator"

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from scoreinv.cli import baselines, bench, convert, editing, latents, priors, report, scans, trust, tune
 
@@ -60,7 +60,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="scoreinv", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Medical-imaging inverse problems with score-based priors: from a projection file to a reconstruction.",
     )  # fmt: skip
@@ -70,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
         command = add(commands)
         command.add_argument("--quiet", action="store_true", help="no progress bars, results only")
     return top
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as all errors are told; `--help` has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help explains)\n")
 
 
 def _version() -> str:

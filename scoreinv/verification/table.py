@@ -12,6 +12,7 @@ from typing import Any
 from scoreinv import configure
 from scoreinv.arguments import plain
 from scoreinv.files.atomic import replacing
+from scoreinv.plugins import did_you_mean
 from scoreinv.progress import track
 from scoreinv.verification import report
 from scoreinv.verification.cases import METHODS, PREFACE, Entry, cases
@@ -92,4 +93,5 @@ def _missing(
 def _check(what: str, given: Sequence[str], known: list[str]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise ValueError(f"no {what} of the table is named {unknown[0]!r}; known: {', '.join(known)}")
+        hint = did_you_mean(unknown[0], known)
+        raise ValueError(f"no {what} of the table is named {unknown[0]!r}.{hint} Known: {', '.join(map(repr, known))}")
