@@ -1,12 +1,12 @@
 """Which posterior method is best, at which cost, and whose draws vary as they should?
 
-The middle slice of validation patients (the last column says how many), parallel beam, detector cells as wide as a pixel, data made with the operator that
-reconstructs; PSNR (range 1.0) and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU. Every method that takes a
-prior runs twice, for one image and for N draws. repaint (for masked pixels), ddrm and mcg_diff (dense singular vectors, for at most
-64 x 64 pixels) cannot do CT of this size; latent_daps is daps where the prior is one of images. Settings are the methods' defaults but for the samplers of Song et al. (100 levels, not
-1000, with constants found for that number) and padis (guidance 4: CT data are fitted slowly), and are in the CSV. proximal's one
-image is its point estimate; all others' is a draw. Seconds are by the clock of machines that did other work, too; padis with 16 draws at
-a low dose is left out (half an hour a row).
+The middle slice of validation patients (the last column says how many), parallel beam, detector cells as wide as a pixel, data made
+with the operator that reconstructs; PSNR (range 1.0) and SSIM (Gaussian 11 x 11, sigma 1.5) on the window of -1000 to 1000 HU. Every
+method that takes a prior runs twice, for one image and for N draws; particle filters once, for their draws are particles of one run.
+repaint (for masked pixels), ddrm and mcg_diff (dense singular vectors, for at most 64 x 64 pixels) cannot do CT of this size;
+latent_daps is daps where the prior is one of images. Settings are the methods' defaults but for the samplers of Song et al. (100
+levels, not 1000, with constants found for that number) and padis (guidance 4: CT data are fitted slowly), and are in the CSV.
+proximal's one image is its point estimate; all others' is a draw. Seconds are by the clock of machines that did other work, too.
 
     SCOREINV_DATA=/data python benchmarks/methods.py --out benchmarks/results                  # the sweep: hours
     SCOREINV_DATA=/data python benchmarks/methods.py --size 128 --draws 4 --patients 1         # on a cheap machine
@@ -101,6 +101,9 @@ def main() -> None:
             at_once = a.at_once if costs.of(job).gradients else job.draws
             row = dict(zip(KEY, job.key, strict=True)) | computed(job, a.prior, at_once) | {"machine": machine()}
             writer.writerow(row)
+            if job.draws > 1 and is_filter(job.method) and not row.get("error"):
+                one = {"draws": "1", "psnr": row["psnr_draw"], "ssim": row["ssim_draw"]}
+                writer.writerow({k: v for k, v in row.items() if k not in SPREADS} | one)
             file.flush()
             shown = (row.get(k, "") for k in (*FIGURES, *SPREADS, "error"))
             print(job.image.patient, job.problem, job.method, job.draws, *shown, flush=True)
@@ -118,6 +121,11 @@ def main() -> None:
         path.with_suffix(".md").write_text(table(rows, head, a.draws), encoding="utf-8")
         pareto_picture(path.with_suffix(".png"), rows, a.draws)
     print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def is_filter(method: str) -> bool:
+    """Whether draws are particles of one run, which costs the same for any number of them."""
+    return configure.has_setting(method, "particles")
 
 
 def machine() -> str:
@@ -160,8 +168,10 @@ def jobs(a: argparse.Namespace, checksum: str) -> Iterator[Job]:
                     for n in EVALUATIONS:
                         yield Job(method, settings | levels_for(method, settings, n), problem, small, 1, weights)
                     continue
-                yield Job(method, settings, problem, small, 1, weights)
-                if a.draws > 1 and configure.has_setting(method, "samples"):
+                many = a.draws > 1 and configure.has_setting(method, "samples")
+                if not (many and is_filter(method)):  # a filter's one image is the first draw of the same run
+                    yield Job(method, settings, problem, small, 1, weights)
+                if many:
                     yield Job(method, settings, problem, small, a.draws, weights)
 
 
@@ -246,7 +256,7 @@ def computed(job: Job, prior: str | None, at_once: int) -> dict[str, str]:
 
 def drawn(job: Job, problem: Problem, prior: Counted, at_once: int) -> Tensor:
     """(draws, H, W), so many at a time; particles all at once, for the draws of a filter are particles of one run."""
-    if configure.has_setting(job.method, "particles"):
+    if is_filter(job.method):
         at_once = job.draws
     parts = []
     for first in range(0, job.draws, at_once):
