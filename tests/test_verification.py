@@ -184,7 +184,7 @@ def test_a_method_that_fails_is_warned_about(tmp_path: Path, monkeypatch: pytest
 def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option, name in (("--methods", "magic"), ("--cases", "five modes")):
         assert main(["verify", "--out", str(tmp_path), option, name]) == 2
-        assert f"of the table is named {name!r}; known: " in capsys.readouterr().err
+        assert f"of the table is named {name!r}." in capsys.readouterr().err
 
 
 def test_the_unit_of_a_case_does_not_matter() -> None:

@@ -53,17 +53,15 @@ def _check_values(A: LinearOperator, x: Tensor, y: Tensor, bound: float) -> None
             raise AssertionError(
                 f"{what}: fails ({error}); an operator must follow the dtype of its argument"
             ) from error
+        except ValueError as error:
+            raise AssertionError(f"{what}: another shape or type than it says ({error})") from error
         require(torch.equal(v, given), f"{what}: changes its argument in place")
-        require(
-            tuple(out.shape) == (3, *B.out_shape), f"{what}: shape {tuple(out.shape)}, expected {(3, *B.out_shape)}"
-        )
-        require(
-            tuple(B(v[0]).shape) == B.out_shape,
-            f"{what}: without batch, shape {tuple(B(v[0]).shape)}, not {B.out_shape}",
-        )
-        with contextlib.suppress(RuntimeError):  # which FFTs of torch raise; no problem is empty
-            empty = tuple(B(v[:0]).shape)
-            require(empty == (0, *B.out_shape), f"{what}: an empty batch gives shape {empty}")
+        try:
+            B(v[0])
+            with contextlib.suppress(RuntimeError):  # which FFTs of torch raise; no problem is empty
+                B(v[:0])
+        except ValueError as error:
+            raise AssertionError(f"{what}: without batch, or with an empty one, another shape ({error})") from error
         require(out.dtype == v.dtype, f"{what}: the result has dtype {out.dtype}")
         require(bool(out.isfinite().all()), f"{what}: the result is not finite")
         _close(f"{what}: two batch dimensions", B(v[None]), out[None], bound)
