@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from scoreinv import metrics, plugins
+from scoreinv import configure, metrics, plugins
 from scoreinv.cli import main
 from scoreinv.files.reconstruction import read_reconstruction
 from scoreinv.files.scan import Scan
+from scoreinv.priors.exact import GaussianPrior
 from scoreinv.priors.shipped import identity
 from scoreinv.problem import Problem
 from scoreinv.ranges import RANGES, Range, parse_ranges, ranges_of
@@ -403,3 +405,12 @@ def test_crps_of_normal_draws_is_that_of_the_normal_law(rng: Generator) -> None:
         assert float(found.mean()) == pytest.approx(exact, abs=0.01)
     with pytest.raises(ValueError, match="at least 2 samples"):
         metrics.crps(torch.zeros(1, 2, 2), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_methods_take_the_corners_of_their_ranges(name: str) -> None:
+    """A trial that is refused teaches the search nothing."""
+    chosen = RANGES[name]
+    for corner in itertools.product(*((r.low, r.high) for r in chosen.values())):
+        values = {k: int(v) if r.integer else v for (k, r), v in zip(chosen.items(), corner, strict=True)}
+        configure.method(name, values, lambda: GaussianPrior(torch.zeros(4, 4), torch.eye(16)))

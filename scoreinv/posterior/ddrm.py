@@ -17,8 +17,8 @@ code of DDNM+ does but for its start: there the first draw does not know the dat
 Draws are too narrow. What is not measured gets a constant share of fresh noise (see `scoreinv.posterior.stepwise`). What is
 measured takes the noise of the data for its own as long as σ' >= σ_i, and is only denoised after that: draws given one y
 differ too little. Of images N(0, I), with singular values 2, ½ and 0, σ_y = 0.2 and 20 levels, the variance is 0.30, 0.27
-and 0.63 of the posterior's (with 100 levels 0.16, 0.10 and 0.73); the mean of many y is right, that of one y = (1.7, −0.6) off by 0.02 of
-its standard deviation in both, with 100 levels by 0.04 and 0.24.
+and 0.63 of the posterior's (with 100 levels 0.16, 0.10 and 0.73); the mean of many y is right, that of one y = (1.7, −0.6) off by 0.00 and
+0.03 of its standard deviation, with 100 levels by 0.04 and 0.26.
 """
 
 from __future__ import annotations
