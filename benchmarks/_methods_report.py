@@ -78,9 +78,9 @@ def table(rows: Sequence[Row], head: Sequence[str], draws: int) -> str:
         "",
         f"Columns: for one image, network evaluations, seconds, PSNR [dB] and SSIM; for N = {draws} draws, seconds, PSNR and SSIM of "
         "their mean; the draws' standard deviation over the error of their mean (both rms, with the √(1 + 1/N) that makes exact draws "
-        "1) and the share of pixels in their 90 % intervals (Student's), both on tissue (truth above -500 HU) and on all pixels (proximal's are moved so that "
-        f"their mean is its image, which has no error of N draws: its ratio and the width of its intervals are too large by √(1 + 1/N)); their "
-        "continuous ranked probability score, which is small only for draws that are both near the truth and spread as they should; χ² of "
+        "1) and the share of pixels in their 90 % intervals (Student's), both on tissue (truth above -500 HU) and on all pixels "
+        "(proximal's are moved so that their mean is its image, which has no error of N draws: its ratio and the width of its intervals "
+        "are too large by √(1 + 1/N)); their continuous ranked probability score, which is small only for draws that are both near the truth and spread as they should; χ² of "
         "a draw (noise-free: relative residual). Bold: the best of the methods with all patients of a problem, but for costs; a line's "
         "figures are all of the same patients, and lines of fewer patients are not to be compared with the others.",
         "",

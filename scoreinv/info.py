@@ -34,7 +34,7 @@ from scoreinv.priors.shipped import prior_path, shipped
 from scoreinv.rebinning import heights
 from scoreinv.report import summary
 from scoreinv.study import store
-from scoreinv.tune import read_tuned
+from scoreinv.tune import read_tuned, size_of
 
 
 def describe_file(path: Path | None) -> str:
@@ -202,10 +202,8 @@ def _tuned(path: Path) -> list[str]:
 
 def _found(row: Mapping[str, Any]) -> str:
     """What the search for tuned constants found: how good, and of how much."""
-    source = row.get("provenance", {})
     parts = [f"{row['psnr']:.2f} dB"] if isinstance(row.get("psnr"), float) else []
-    parts += [f"{len(source['patients'])} patients"] if isinstance(source.get("patients"), list) else []
-    parts += [f"{source['trials']} trials"] if "trials" in source else []
+    parts += [f"{n} {what}" for n, what in zip(size_of(row), ("patients", "trials"), strict=True) if n]
     return f" ({', '.join(parts)})" if parts else ""
 
 

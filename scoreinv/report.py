@@ -93,7 +93,7 @@ def _uncalibrated(settings: Mapping[str, Any]) -> str:
     sets = [f" --set {shlex.quote(f'{k}={json.dumps(value)}')}" for k, value in own.items()]
     prior = (settings.get("prior") or {}).get("name", DEFAULT_PRIOR)
     of = [f" --samples {settings['samples']}"] if "samples" in settings else []
-    of += [] if prior == DEFAULT_PRIOR else [f" --prior {shlex.quote(prior)}"]
+    of += [] if prior == DEFAULT_PRIOR else [f" --prior {prior if prior in shipped() else 'FILE.safetensors'}"]
     return (
         f"the calibration for such scans was measured with other settings ({words}) and is not applied, the draws' spread may "
         f"be too small; `scoreinv calibrate PATIENTS.h5 --out FILE.json --method {method}{''.join(of + sets)}`, "

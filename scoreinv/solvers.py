@@ -64,9 +64,9 @@ def cg(
     else:
         x, r = x0.clone(), b - apply(x0)
     unit = _power_of_two(r)  # of r, q and p, so that no square leaves the range of the dtype
-    r = r / like(unit, r)
+    r, whole = r / like(unit, r), b / like(unit, b)
     p, rr = r, inner(r, r)
-    goal = relative.clamp(min=_rounding(b)) ** 2 * inner(b / like(unit, b), b / like(unit, b))
+    goal = relative.clamp(min=_rounding(b)) ** 2 * inner(whole, whole)
     for k in range(int(limit.max())):
         active = _unmet(rr, goal) & (k < limit)
         if not active.any():

@@ -159,9 +159,9 @@ def save(path: Path, method: str, record: Mapping[str, Any]) -> None:
     table = read_tuned(path) if path.exists() else {}
     rows = table.get(method, [])
     earlier = [r for r in rows if _searched(r) == _searched(record)]
-    if earlier and (trials := max(_size(r)[1] for r in earlier)) > _size(record)[1]:
+    if earlier and (trials := max(size_of(r)[1] for r in earlier)) > size_of(record)[1]:
         warnings.warn(
-            f"{path}: keeps the record of {trials} trials of this search, the new one is of {_size(record)[1]}; give another --out for it",
+            f"{path}: keeps the record of {trials} trials of this search, the new one is of {size_of(record)[1]}; give another --out for it",
             stacklevel=2,
         )
         return
@@ -184,7 +184,7 @@ def _searched(r: Mapping[str, Any]) -> tuple[Any, ...]:
     return *_purpose(r), source.get("images"), source.get("ranges")
 
 
-def _size(r: Mapping[str, Any]) -> tuple[int, int]:
+def size_of(r: Mapping[str, Any]) -> tuple[int, int]:
     """How many patients and trials a record is of; 0 where it does not say."""
     source = r.get("provenance", {})
     return len(source.get("patients") or ()), int(source.get("trials") or 0)
@@ -244,7 +244,7 @@ def tuned_settings(
     rows = list(reversed(rows or table[method]))
     row = min(rows, key=lambda r: (*_unlike(r, A, prior_sha256), abs(float(r["tau"]) - tau)))
     other_operator, other_prior, arc, views = apart = _unlike(row, A, prior_sha256)
-    row = max((r for r in rows if _purpose(r) == _purpose(row) and _unlike(r, A, prior_sha256) == apart), key=_size)
+    row = max((r for r in rows if _purpose(r) == _purpose(row) and _unlike(r, A, prior_sha256) == apart), key=size_of)
     far, source = [], row.get("provenance", {})
     if abs(row["tau"] - tau) > (SIMILAR - 1) * min(row["tau"], tau) + 1e-6:
         far.append(f"a noise of {row['tau']:.3g}, the scan has {tau:.3g} (tau of baselines/tuned.py)")

@@ -17,7 +17,8 @@ What it samples. Held at one ρ, x follows the marginal of (1), the posterior of
 which is the exact posterior as ρ → 0: with ρ_min well below σ_y / ‖A‖ it is nearly that. A sweep forgets the share
 ρ² / (s² + ρ²) of a direction of prior variance s² that the data do not see: it takes s² / ρ² sweeps, or, as here, larger ρ
 before. (3) is of order 1 in its steps; for a Gaussian prior its mean is exact, its variance 0.7 to 1.2 of the exact one with
-10 steps for s >= ρ / 10 (1.00 for s >> ρ, 1.12 for s = ρ), and less below (0.31 for s = ρ / 20), where the law is narrower than the last level.
+10 steps for s >= ρ / 10 (1.00 for s >> ρ, 1.12 for s = ρ), and less below (0.31 for s = ρ / 20), where the law is narrower
+than the last level.
 
 On the Gaussian of tests/test_pnp_dm.py (variances 0.5 to 1.5, 3 of 6 directions measured with noise 0.5) with the default
 settings: variance over exact variance 1.03, mean off by 0.06 exact standard deviations; on four modes of which the data leave two

@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from scoreinv import plugins
 from scoreinv.posterior.chains import check_numbers
 from scoreinv.posterior.pseudopolar import pseudo_polar
-from scoreinv.priors.denoiser import Counted, Denoiser, checked, scale_of
+from scoreinv.priors.denoiser import Counted, Denoiser, scale_of
 from scoreinv.problem import Problem
 from scoreinv.progress import track
 from scoreinv.sampling.levels import geometric
@@ -96,9 +96,10 @@ class _Song(abc.ABC):
         scale = scale_of(self.prior)
         sigmas = (geometric(self.n_levels, self.sigma_min, self.sigma_max) * scale).to(flat.y)
         x = sigmas[0] * normal(rngs, flat.y.new_zeros(len(rngs), *problem.A.in_shape))
-        iterates = sample(Counted(self.prior), x, sigmas, step=self._step(constrain), rngs=rngs)
+        prior = Counted(self.prior)
+        iterates = sample(prior, x, sigmas, step=self._step(constrain), rngs=rngs)
         x = last(track(iterates, type(self).__name__, self.n_levels))
-        x = checked(self.prior(x, sigmas[-2]), x)
+        x = prior(x, sigmas[-2])
         x = x + correct(-x, sigmas[-2])
         check_finite(x, "the last correction")
         return x.reshape(self.samples, *problem.batch_shape, *problem.A.in_shape)

@@ -145,9 +145,10 @@ class GaussianPrior:
         off = problem.y.double()[seen] - matrix @ mean
         eigenvalues, vectors, _ = self._eigen
         root = vectors * eigenvalues.sqrt()  # Σ = root rootᵀ
-        law = _DataLaw.of(matrix @ root, std)
-        K = root @ (matrix @ root).T @ law.inverse
-        left = root - K @ (matrix @ root)
+        projected = matrix @ root
+        law = _DataLaw.of(projected, std)
+        K = root @ projected.T @ law.inverse
+        left = root - K @ projected
         posterior = GaussianPrior(
             (mean + K @ off).reshape(self.mean.shape).to(self.mean),
             _symmetric(left @ left.T + (K * std**2) @ K.T),

@@ -101,8 +101,8 @@ class Mixture(abc.ABC):
         """Where the probability flow (3) takes x from sigma to sigma_next (0 where all covariances are regular).
 
         Args:
-            tolerance: largest error of a step, relative to the member's root mean square (that of a blank image counts as 1e-3 √|σ² − σ'²|). The result was seen within 3
-                tolerances (of the larger of its root mean squares at both ends), further off near the watershed between
+            tolerance: largest error of a step, relative to the member's root mean square (that of a blank image counts as
+                1e-3 √|σ² − σ'²|). The result was seen within 3 tolerances (of the larger of its root mean squares at both ends), further off near the watershed between
                 two components, where the flow itself drives neighbours apart.
 
         Raises:
